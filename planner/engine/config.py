@@ -1,0 +1,69 @@
+"""EngineConfig: the flags after vLLM has filled in its defaults for this model on this card."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.values import DType, Value
+
+
+class EngineConfig(Value):
+    """What VllmConfig holds after resolution, as far as memory depends on it. One candidate of a search.
+
+    `kv_cache_dtype` is the flag after checkpoint defaults ("auto" stays "auto"); `kv_torch_dtype` the dtype of the
+    cache tensors. `block_size` is the attention block size before hybrid enlargement (planner.memory.kv_cache does
+    that). `max_concurrent_batches`: 1 without asynchronous scheduling and pipeline parallelism, else as
+    vllm/config/vllm.py max_concurrent_batches. `mm_limits`: items per prompt by modality, only those the model has.
+    `requested_quantization` is the user's flag; `quantization` the method vLLM ends with (None: unquantized).
+    """
+
+    vllm_version: str
+    model_runner: Literal["v1", "v2"]
+    model_runner_reason: str
+    attention_backend: str
+    dtype: DType
+    quantization: str | None
+    requested_quantization: str | None
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    decode_context_parallel_size: int
+    enable_expert_parallel: bool
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_dtype: str
+    kv_torch_dtype: DType
+    block_size: int
+    user_block_size: bool
+    gpu_memory_utilization: float
+    enforce_eager: bool
+    cudagraph_mode: str
+    cudagraph_capture_sizes: tuple[int, ...]
+    max_concurrent_batches: int
+    async_scheduling: bool
+    enable_prefix_caching: bool
+    mamba_cache_mode: Literal["none", "all", "align"]
+    num_speculative_tokens: int
+    speculative_method: str | None
+    mm_limits: tuple[tuple[str, int], ...]
+    mm_processor_kwargs: str | None
+    mm_encoder_tp_mode: Literal["weights", "data"]
+    skip_mm_profiling: bool
+    language_model_only: bool
+    kv_cache_memory_bytes: int | None
+    num_gpu_blocks_override: int | None
+    enable_lora: bool
+    max_loras: int
+    max_lora_rank: int
+    compute_capability: tuple[int, int]
+    sm_count: int | None
+    env: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def environment(self, name: str, default: str) -> str:
+        return dict(self.env).get(name, default)

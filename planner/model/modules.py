@@ -1,0 +1,212 @@
+"""The vocabulary in which an architecture is written down: the modules vLLM builds, before anything is split.
+
+An architecture file turns a config into a tuple of these. Sizes are those of the whole model; `planner.sharding`
+turns them into the tensors of one rank, and a quantization scheme decides how a `Linear` or `FusedMoE` is stored.
+Names are the prefixes that vLLM gives its modules (its quantization ignore-lists match on them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from planner.values import DType
+
+Placement = Literal["first", "last", "every"]
+Component = Literal["language_model", "vision_tower", "audio_tower", "draft_model"]
+LinearParallelism = Literal["replicated", "column", "row", "qkv"]
+AttentionKind = Literal["full_attention", "sliding_window", "chunked_local_attention", "mla_attention", "cross_attention", "encoder_only"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """Anything that holds memory on a rank.
+
+    `placement` is the decoder layer index (pipeline parallelism moves it with its layer), or "first" / "last" for
+    the stage that holds the embedding / the final norm and head, or "every" for what each stage builds.
+    `component` says which part of the model owns it: text-only limits drop towers, `--mm-encoder-tp-mode data`
+    replicates them.
+    """
+
+    name: str
+    placement: int | Placement = "every"
+    component: Component = "language_model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter(Module):
+    """A plain parameter. `shard_dim` is the dimension that tensor parallelism divides, None when replicated.
+
+    `must_divide`: vLLM asserts that the dimension divides by the tensor-parallel size. `dtype` None: the model's.
+    """
+
+    shape: tuple[int, ...]
+    shard_dim: int | None = None
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Buffer(Module):
+    """A buffer that is no parameter (counts as weights memory, not as parameter bytes). Replicated.
+
+    Buffers with the same non-empty `shared_key` are one allocation (vLLM caches rotary tables in _ROPE_DICT).
+    """
+
+    shape: tuple[int, ...]
+    dtype: DType | None = None
+    shared_key: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear(Module):
+    """A linear layer: `input_size` -> sum(`output_sizes`), one entry for each shard fused into the weight.
+
+    `parallelism`: "replicated"; "column" divides every entry of output_sizes; "row" divides the input;
+    use `QKVLinear` for "qkv". `quantizable` is False where vLLM passes no quant_config.
+    `shard_names` are the checkpoint's names of the fused shards, last part only ("gate_proj", "up_proj"): ignore
+    lists of quantized checkpoints speak of those. `tensor_parallel` False: built with disable_tp (full copy).
+    A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
+    """
+
+    input_size: int
+    output_sizes: tuple[int, ...]
+    parallelism: LinearParallelism = "replicated"
+    bias: bool = False
+    quantizable: bool = True
+    dtype: DType | None = None
+    shard_names: tuple[str, ...] = ()
+    tensor_parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QKVLinear(Module):
+    """Fused query, key and value (vLLM QKVParallelLinear): KV heads are replicated when tp exceeds them.
+
+    `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    head_size_v: int | None = None
+    bias: bool = False
+    quantizable: bool = True
+    dtype: DType | None = None
+    shard_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    tensor_parallel: bool = True
+    output_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabEmbedding(Module):
+    """Token embedding (VocabParallelEmbedding): rows padded to a multiple of `padding`, then divided by tp."""
+
+    num_embeddings: int
+    hidden_size: int
+    padding: int = 64
+    dtype: DType | None = None
+    tensor_parallel: bool = True
+    quantizable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LMHead(Module):
+    """Output head (ParallelLMHead). `tied_to` names the embedding whose tensor it is; on another pipeline stage the
+    last stage then holds its own copy."""
+
+    num_embeddings: int
+    hidden_size: int
+    bias: bool = False
+    padding: int = 64
+    tied_to: str | None = None
+    dtype: DType | None = None
+    quantizable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedMoE(Module):
+    """The routed experts of one layer: w13 [E, 2I, H] and w2 [E, H, I] (vLLM fused_moe).
+
+    `gated` False: no gate projection, so w13 is [E, I, H] (Nemotron-H relu2 experts). `bias`: gpt-oss style.
+    Shared experts and the router are their own modules.
+    """
+
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    gated: bool = True
+    bias: bool = False
+    quantizable: bool = True
+    dtype: DType | None = None
+    shard_names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+    activation: str = "silu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention(Module):
+    """One attention layer's cache, and what its kernel needs to know. Holds no weights itself.
+
+    `num_kv_heads` is the whole model's; a rank has max(1, num_kv_heads / tp). `window` is the sliding window or the
+    chunk, in tokens. `shares_kv_with` names the layer whose cache it reuses (Gemma-3n, Gemma-4): no cache of its own.
+    For "mla_attention", head_size is kv_lora_rank + qk_rope_head_dim and num_kv_heads is 1.
+    """
+
+    kind: AttentionKind
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    head_size_v: int | None = None
+    window: int | None = None
+    shares_kv_with: str | None = None
+    has_sinks: bool = False
+    has_rope: bool = True
+    softcap: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLAProjection(Module):
+    """The absorbed copies W_UK_T and W_UV that vLLM makes after load from kv_b_proj
+    (mla_attention.py process_weights_after_loading), kept beside it, in the model's dtype."""
+
+    num_heads: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpace(Module):
+    """A recurrent layer's per-request state (vLLM MambaSpec). Weights are separate modules.
+
+    `states` are the shapes of one request's states for the whole model, each with the dimension that tensor
+    parallelism divides (None: replicated) and a dtype role: "conv" or "ssm" (the engine decides the dtype of each).
+    """
+
+    kind: Literal["mamba1", "mamba2", "gated_delta_net", "linear_attention", "short_conv"]
+    states: tuple["State", ...]
+    num_heads: int = 0
+    chunk_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """One state tensor of a request: shape for the whole model and the dimension divided by tp."""
+
+    role: Literal["conv", "ssm"]
+    shape: tuple[int, ...]
+    shard_dim: int | None
+    replicated_groups: int = 0
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedNames:
+    """How a fused vLLM module's name expands to checkpoint names, and how checkpoint prefixes map to vLLM's.
+
+    `fused`: {"qkv_proj": ("q_proj", "k_proj", "v_proj"), ...}; `prefixes`: ordered (checkpoint, vllm) pairs.
+    """
+
+    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    prefixes: tuple[tuple[str, str], ...] = ()

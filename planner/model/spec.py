@@ -1,0 +1,95 @@
+"""ModelSpec: what a config says, in vLLM's terms, before hardware and flags."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from planner.model.modules import Module, PackedNames
+from planner.values import DType, Value
+
+
+class ModelFiles(Value):
+    """The JSON files of a model folder, as read. Nothing else of the folder is ever used."""
+
+    name: str
+    path: str | None = None
+    config: dict[str, Any]
+    preprocessor: dict[str, Any] = {}
+    video_preprocessor: dict[str, Any] = {}
+    processor: dict[str, Any] = {}
+    generation: dict[str, Any] = {}
+    hf_quant: dict[str, Any] = {}
+    unquantized_modules: tuple[str, ...] | None = None
+    checkpoint_bytes: int | None = None
+
+
+class TextDims(Value):
+    """The language model's sizes, whole model."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+    num_attention_heads: int
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int
+    max_position_embeddings: int
+
+
+class QuantizationSpec(Value):
+    """The checkpoint's quantization in one shape. `method` is vLLM's resolved name (auto_awq, auto_gptq, fp8,
+    compressed-tensors, modelopt, mxfp4, ...); `raw` keeps the dialect for the scheme that reads it."""
+
+    method: str
+    raw: dict[str, Any]
+
+
+class VisionSpec(Value):
+    """Pixels to patches to tokens, for one processor family, and what the encoder's run needs.
+
+    `family` selects the rule in planner.memory.multimodal. The numbers are the processor's and tower's own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+    family: str
+    modalities: tuple[Literal["image", "video", "audio"], ...]
+    numbers: dict[str, int | float | bool | tuple[int, ...] | tuple[tuple[int, int], ...]] = {}
+
+
+class ModelSpec(Value):
+    """A model as vLLM would build it. `modules` is everything that takes memory, unsharded.
+
+    `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
+    `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    name: str
+    architecture: str
+    model_type: str
+    text: TextDims
+    checkpoint_dtype: DType | None
+    modules: tuple[Module, ...]
+    names: PackedNames
+    quantization: QuantizationSpec | None
+    tie_word_embeddings: bool
+    is_moe: bool = False
+    is_hybrid: bool = False
+    use_mla: bool = False
+    supports_pp: bool = True
+    num_experts: int = 0
+    sliding_window: int | None = None
+    derived_max_model_len: int
+    max_model_len_source: str = "max_position_embeddings"
+    vision: VisionSpec | None = None
+    trust_remote_code: bool = False
+    notes: tuple[str, ...] = ()
+    evidence: Literal["exact", "derived", "unverified"] = "unverified"
+
+    @property
+    def is_multimodal(self) -> bool:
+        return self.vision is not None

@@ -1,0 +1,74 @@
+"""RankShare: what one rank of one model holds, tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.model.modules import AttentionKind, Component
+from planner.values import DTYPE_BYTES, DType
+
+TensorRole = Literal["parameter", "buffer", "workspace"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`count` equal tensors of one rank. `module` is vLLM's module prefix, `name` the attribute in it."""
+
+    module: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    role: TensorRole = "parameter"
+    component: Component = "language_model"
+    layer: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        size = DTYPE_BYTES[self.dtype]
+        for dimension in self.shape:
+            size *= dimension
+        return size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKVSpec:
+    """One layer's cache on one rank (vLLM KVCacheSpec). Token-based kinds use heads and sizes; "mamba" uses states.
+
+    `num_kv_heads` is the rank's. `dtype` the cache tensors'. `window` the sliding window or chunk. For "mamba",
+    `state_shapes` and `state_dtypes` are one request's on this rank; page_size_bytes is their sum before padding.
+    `cache_dtype` is the kv-cache-dtype flag's value where the layout depends on it ("fp8_ds_mla", "int8_per_token_head").
+    """
+
+    layer_name: str
+    kind: AttentionKind | Literal["mamba"]
+    num_kv_heads: int = 0
+    head_size: int = 0
+    head_size_v: int = 0
+    dtype: DType = "bfloat16"
+    window: int | None = None
+    state_shapes: tuple[tuple[int, ...], ...] = ()
+    state_dtypes: tuple[DType, ...] = ()
+    mamba_kind: str = ""
+    cache_dtype: str = "auto"
+    num_speculative_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RankShare:
+    """One rank. `created` is what model construction allocates; `loaded` what is there after weight
+    post-processing (repacking, absorbed copies, workspaces)."""
+
+    tp_rank: int
+    pp_rank: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    layers: range
+    created: tuple[Tensor, ...]
+    loaded: tuple[Tensor, ...]
+    kv_layers: tuple[LayerKVSpec, ...]
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Parameters alone as created: the sum that vLLM's model has before repacking."""
+        return sum(tensor.size_bytes for tensor in self.created if tensor.role == "parameter")
