@@ -20,8 +20,8 @@ class GpuSpec(Value):
     """One GPU model.
 
     `total_memory_bytes` is what torch.cuda.mem_get_info reports as total. `memory_evidence` says how it is known:
-    "measured" (a boot or a log printed it), or "derived" from nvidia-smi MiB by the rule in sources.hardware_catalog.
-    Bandwidths are bytes per second, FLOPS dense.
+    "measured" (a boot or a log printed it), or "derived" from `nvidia_smi_mib` (the memory column of nvidia-smi) by
+    the rule in sources.hardware_catalog. Bandwidths are bytes per second, FLOPS dense.
     """
 
     name: str
@@ -31,6 +31,7 @@ class GpuSpec(Value):
     compute_capability: tuple[int, int]
     total_memory_bytes: int
     memory_evidence: Literal["measured", "derived", "user"]
+    nvidia_smi_mib: int | None = None
     sm_count: int | None = None
     memory_bandwidth_bytes_per_s: int | None = None
     dense_flops: dict[str, int] = {}

@@ -6,12 +6,18 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from planner.model.engine_facts import EngineFacts
 from planner.model.modules import Module, PackedNames
 from planner.values import DType, Value
 
 
 class ModelFiles(Value):
-    """The JSON files of a model folder, as read. Nothing else of the folder is ever used."""
+    """The JSON files of a model folder, as read, and what the headers of its safetensors files say.
+
+    `unquantized_modules` / `quantized_modules`: modules of the checkpoint all of whose tensors are F16, BF16 or F32 /
+    that have another tensor (vLLM 0.26.0 layers/quantization/auto_awq.py:393, auto_gptq.py:278); None: not known.
+    `checkpoint_bytes`: tensor bytes of the checkpoint. `source` says where the facts come from.
+    """
 
     name: str
     path: str | None = None
@@ -22,7 +28,9 @@ class ModelFiles(Value):
     generation: dict[str, Any] = {}
     hf_quant: dict[str, Any] = {}
     unquantized_modules: tuple[str, ...] | None = None
+    quantized_modules: tuple[str, ...] | None = None
     checkpoint_bytes: int | None = None
+    source: str | None = None
 
 
 class TextDims(Value):
@@ -86,6 +94,7 @@ class ModelSpec(Value):
     derived_max_model_len: int
     max_model_len_source: str = "max_position_embeddings"
     vision: VisionSpec | None = None
+    facts: EngineFacts = EngineFacts()
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
     evidence: Literal["exact", "derived", "unverified"] = "unverified"

@@ -1,0 +1,42 @@
+"""Where catalog files are: the two that ship with the program, the user's configuration folder, and given paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from planner.errors import InputError
+from planner.sources.json_file import read_text
+
+MAX_CATALOG_BYTES = 32 << 20
+
+Kind = Literal["hardware", "model"]
+_BUILT_IN = {"hardware": "hardware_catalog.yaml", "model": "model_catalog.yaml"}
+_USER_GLOB = {"hardware": "hardware*.yaml", "model": "models*.yaml"}
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogText:
+    """The text of one catalog file and the name by which messages speak of it."""
+
+    where: str
+    text: str
+
+
+def catalog_texts(kind: Kind, extra_paths: Sequence[str | Path] = ()) -> list[CatalogText]:
+    """Catalog files from the weakest to the strongest: built-in, the user's folder in name order, `extra_paths`."""
+    name = _BUILT_IN[kind]
+    built_in = resources.files("planner.sources").joinpath(name).read_text(encoding="utf-8")
+    users = sorted(Path(platformdirs.user_config_dir("vplan")).glob(_USER_GLOB[kind]))
+    return [CatalogText(name, built_in), *(_user_text(Path(path)) for path in (*users, *extra_paths))]
+
+
+def _user_text(path: Path) -> CatalogText:
+    if not path.is_file():
+        raise InputError(f"catalog {path}: no such file")
+    return CatalogText(str(path), read_text(path, limit_bytes=MAX_CATALOG_BYTES))
