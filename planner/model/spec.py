@@ -95,6 +95,8 @@ class ModelSpec(Value):
     max_model_len_source: str = "max_position_embeddings"
     vision: VisionSpec | None = None
     facts: EngineFacts = EngineFacts()
+    unquantized_modules: tuple[str, ...] | None = None
+    quantized_modules: tuple[str, ...] | None = None
     trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
     evidence: Literal["exact", "derived", "unverified"] = "unverified"

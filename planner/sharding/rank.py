@@ -37,11 +37,15 @@ class LayerKVSpec:
 
     `num_kv_heads` is the rank's. `dtype` the cache tensors'. `window` the sliding window or chunk. For "mamba",
     `state_shapes` and `state_dtypes` are one request's on this rank; page_size_bytes is their sum before padding.
-    `cache_dtype` is the kv-cache-dtype flag's value where the layout depends on it ("fp8_ds_mla", "int8_per_token_head").
+    `cache_dtype` is the kv-cache-dtype flag's value where the layout depends on it ("fp8_ds_mla", "int8_per_token_head");
+    an indexer's cache is an "mla_attention" layer of its own, with cache_dtype "auto". `head_size_v` 0: as head_size.
+    `block_size` is set only by caches that choose their own (DeepSeek-V4's windows and compressor states);
+    `compress_ratio`, `alignment_bytes` and `model_version` ("deepseek_v4") are those of vLLM's MLA specs.
+    `chunk_size` is the "mamba" kernel's chunk (ModelConfig.get_mamba_chunk_size), used by mamba_cache_mode "all".
     """
 
     layer_name: str
-    kind: AttentionKind | Literal["mamba"]
+    kind: AttentionKind | Literal["sliding_window_mla", "mamba"]
     num_kv_heads: int = 0
     head_size: int = 0
     head_size_v: int = 0
@@ -52,6 +56,11 @@ class LayerKVSpec:
     mamba_kind: str = ""
     cache_dtype: str = "auto"
     num_speculative_blocks: int = 0
+    block_size: int | None = None
+    compress_ratio: int = 1
+    alignment_bytes: int | None = None
+    model_version: str = ""
+    chunk_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

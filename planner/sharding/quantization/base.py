@@ -1,0 +1,115 @@
+"""How a quantization method stores one layer: the scheme interface, and the unquantized scheme."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from planner.sharding.rank import TensorRole
+from planner.values import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor a scheme creates: attribute name, shape on this rank, dtype, role."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType
+    role: TensorRole = "parameter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearShard:
+    """One linear layer on one rank. `output_sizes` are the rank's rows of each fused shard;
+    `full_input_size` and `full_output_size` the unsharded layer's. `row_parallel`: the input is divided.
+    `output_dtype` is the dtype of an unquantized weight, scales and bias."""
+
+    name: str
+    input_size: int
+    output_sizes: tuple[int, ...]
+    full_input_size: int
+    full_output_sizes: tuple[int, ...]
+    row_parallel: bool
+    dtype: DType
+    component: str = "language_model"
+
+    @property
+    def output_size(self) -> int:
+        return sum(self.output_sizes)
+
+    @property
+    def full_output_size(self) -> int:
+        return sum(self.full_output_sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEShard:
+    """One layer's experts on one rank. `num_local_experts` of `num_experts`; `intermediate_size` is the rank's."""
+
+    name: str
+    num_experts: int
+    num_local_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    full_intermediate_size: int
+    gated: bool
+    bias: bool
+    dtype: DType
+    expert_parallel: bool
+    activation: str
+
+    @property
+    def w13_rows(self) -> int:
+        return self.intermediate_size * (2 if self.gated else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What construction creates, and what is there after weight post-processing (None: the same)."""
+
+    created: tuple[Stored, ...]
+    loaded: tuple[Stored, ...] | None = None
+
+    @property
+    def after_load(self) -> tuple[Stored, ...]:
+        return self.created if self.loaded is None else self.loaded
+
+
+class Scheme(Protocol):
+    """The storage rules of one quantization method, as one layer sees them."""
+
+    name: str
+
+    def linear(self, shard: LinearShard) -> Storage:
+        """Tensors of a linear layer's weight (its bias is added by the caller). May raise Rejected."""
+        ...
+
+    def moe(self, shard: MoEShard) -> Storage:
+        """Tensors of a layer's routed experts, biases included. May raise Rejected."""
+        ...
+
+
+class Unquantized:
+    """weight [N, K] in the model's dtype. Source: vLLM 0.26.0 layers/linear.py UnquantizedLinearMethod,
+    fused_moe/unquantized_fused_moe_method.py."""
+
+    name = "unquantized"
+
+    def linear(self, shard: LinearShard) -> Storage:
+        return Storage((Stored("weight", (shard.output_size, shard.input_size), shard.dtype),))
+
+    def moe(self, shard: MoEShard) -> Storage:
+        experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
+        tensors = [
+            Stored("w13_weight", (experts, shard.w13_rows, hidden), shard.dtype),
+            Stored("w2_weight", (experts, hidden, inner), shard.dtype),
+        ]
+        if shard.bias:
+            tensors[1:1] = [Stored("w13_bias", (experts, shard.w13_rows), shard.dtype)]
+            tensors.append(Stored("w2_bias", (experts, hidden), shard.dtype))
+        return Storage(tuple(tensors))
+
+
+UNQUANTIZED = Unquantized()

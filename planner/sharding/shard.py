@@ -1,0 +1,276 @@
+"""Split a model over tensor and pipeline parallel ranks, tensor by tensor, as vLLM creates them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import singledispatchmethod
+
+from planner.engine.config import EngineConfig
+from planner.errors import UnsupportedError
+from planner.model.modules import (
+    Attention,
+    Buffer,
+    FusedMoE,
+    Linear,
+    LMHead,
+    MLAProjection,
+    Module,
+    Parameter,
+    QKVLinear,
+    StateSpace,
+    VocabEmbedding,
+)
+from planner.model.spec import ModelSpec
+from planner.sharding.pipeline import is_on_stage, layer_range
+from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
+from planner.sharding.quantization.select import Selector, selector_for
+from planner.sharding.rank import LayerKVSpec, RankShare, Tensor
+from planner.sharding.state import mamba_spec
+from planner.values import reject
+
+_SCALES = ("_k_scale", "_v_scale", "_q_scale", "_prob_scale")
+
+
+def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare:
+    """What one rank of pipeline stage `pp_rank` holds. Tensor-parallel ranks of a stage hold the same bytes.
+
+    Raises: Rejected where vLLM refuses the split (heads, vocabulary, quantization alignment), UnsupportedError.
+    """
+    layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
+    builder = _RankBuilder(model, config, pp_rank, selector_for(model, config))
+    for module in model.modules:
+        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers) and not _dropped(module, config):
+            builder.add(module)
+    return RankShare(
+        tp_rank=0,
+        pp_rank=pp_rank,
+        tensor_parallel_size=config.tensor_parallel_size,
+        pipeline_parallel_size=config.pipeline_parallel_size,
+        layers=layers,
+        created=tuple(builder.created),
+        loaded=tuple(builder.loaded),
+        kv_layers=tuple(builder.kv_layers),
+    )
+
+
+def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...]:
+    """One share for each pipeline stage."""
+    return tuple(shard(model, config, rank) for rank in range(config.pipeline_parallel_size))
+
+
+def _dropped(module: Module, config: EngineConfig) -> bool:
+    """Towers whose modalities are all limited to zero are not built (vLLM models/interfaces.py _mark_tower_model)."""
+    limits = dict(config.mm_limits)
+    if module.component == "vision_tower":
+        visual = [count for modality, count in limits.items() if modality in ("image", "video", "vision_chunk")]
+        return bool(visual) and not any(visual)
+    if module.component == "audio_tower":
+        return "audio" in limits and not limits["audio"]
+    return False
+
+
+class _RankBuilder:
+    """Collects the tensors of one rank while walking the modules in creation order."""
+
+    def __init__(self, model: ModelSpec, config: EngineConfig, pp_rank: int, selector: Selector) -> None:
+        self.model = model
+        self.config = config
+        self.pp_rank = pp_rank
+        self.selector = selector
+        self.created: list[Tensor] = []
+        self.loaded: list[Tensor] = []
+        self.kv_layers: list[LayerKVSpec] = []
+        self._buffers: set[str] = set()
+
+    @singledispatchmethod
+    def add(self, module: Module) -> None:
+        raise UnsupportedError(type(module).__name__, f"no sharding rule for {type(module).__name__} ({module.name})")
+
+    @add.register
+    def _(self, module: Parameter) -> None:
+        shape = module.shape
+        if module.shard_dim is not None:
+            tp = self._tp(module)
+            size = divide(shape[module.shard_dim], tp)
+            shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])
+        self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype),)))
+
+    @add.register
+    def _(self, module: Buffer) -> None:
+        if module.shared_key:
+            if module.shared_key in self._buffers:
+                return
+            self._buffers.add(module.shared_key)
+        self._emit(module, Storage((Stored("", module.shape, module.dtype or self.config.dtype, "buffer"),)))
+
+    @add.register
+    def _(self, module: Linear) -> None:
+        tp = self._tp(module) if module.tensor_parallel else 1
+        inputs, outputs = module.input_size, module.output_sizes
+        if module.parallelism == "column":
+            outputs = tuple(divide(size, tp) for size in outputs)
+        elif module.parallelism == "row":
+            inputs = divide(inputs, tp)
+        linear = LinearShard(
+            name=module.name,
+            input_size=inputs,
+            output_sizes=outputs,
+            full_input_size=module.input_size,
+            full_output_sizes=module.output_sizes,
+            row_parallel=module.parallelism == "row",
+            dtype=module.dtype or self.config.dtype,
+            component=module.component,
+        )
+        self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
+
+    @add.register
+    def _(self, module: QKVLinear) -> None:
+        tp = self._tp(module) if module.tensor_parallel else 1
+        heads = divide(module.num_heads, tp)
+        kv_heads = kv_heads_per_rank(module.num_kv_heads, tp)
+        head_size_v = module.head_size_v or module.head_size
+        query = heads * module.head_size * (2 if module.output_gate else 1)
+        full_query = module.num_heads * module.head_size * (2 if module.output_gate else 1)
+        linear = LinearShard(
+            name=module.name,
+            input_size=module.hidden_size,
+            output_sizes=(query, kv_heads * module.head_size, kv_heads * head_size_v),
+            full_input_size=module.hidden_size,
+            full_output_sizes=(full_query, kv_heads * tp * module.head_size, kv_heads * tp * head_size_v),
+            row_parallel=False,
+            dtype=module.dtype or self.config.dtype,
+            component=module.component,
+        )
+        self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
+
+    @add.register
+    def _(self, module: VocabEmbedding) -> None:
+        self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, bias=False,
+                         tp=self._tp(module) if module.tensor_parallel else 1)
+
+    @add.register
+    def _(self, module: LMHead) -> None:
+        if module.tied_to is None:
+            self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, module.bias, self._tp(module))
+        elif self.pp_rank > 0:
+            self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, False, self._tp(module))
+
+    def _vocabulary(self, module: VocabEmbedding | LMHead, rows: int, hidden: int, padding: int, bias: bool, tp: int) -> None:
+        padded = -(-rows // padding) * padding
+        if padded % tp:
+            raise reject("vocab_divisibility", f"{padded} is not divisible by {tp}")
+        linear = LinearShard(
+            name=module.name, input_size=hidden, output_sizes=(padded // tp,), full_input_size=hidden,
+            full_output_sizes=(padded,), row_parallel=False, dtype=module.dtype or self.config.dtype,
+        )
+        self._emit(module, with_bias(self._scheme(module).linear(linear), linear, bias))
+
+    @add.register
+    def _(self, module: FusedMoE) -> None:
+        config = self.config
+        expert_parallel = config.enable_expert_parallel
+        group = config.tensor_parallel_size * config.data_parallel_size
+        if expert_parallel:
+            local, inner = -(-module.num_experts // group), module.intermediate_size
+        else:
+            local, inner = module.num_experts, divide(module.intermediate_size, group)
+        moe = MoEShard(
+            name=module.name,
+            num_experts=module.num_experts,
+            num_local_experts=local,
+            top_k=module.top_k,
+            hidden_size=module.hidden_size,
+            intermediate_size=inner,
+            full_intermediate_size=module.intermediate_size,
+            gated=module.gated,
+            bias=module.bias,
+            dtype=module.dtype or config.dtype,
+            expert_parallel=expert_parallel,
+            activation=module.activation,
+        )
+        self._emit(module, self._scheme(module).moe(moe))
+        if expert_parallel and group > 1:
+            self._emit(module, Storage((Stored("expert_map", (module.num_experts,), "int32", "buffer"),)))
+
+    @add.register
+    def _(self, module: MLAProjection) -> None:
+        heads = divide(module.num_heads, self._tp(module))
+        copies = (
+            Stored("W_UK_T", (heads, module.qk_nope_head_dim, module.kv_lora_rank), self.config.dtype, "buffer"),
+            Stored("W_UV", (heads, module.kv_lora_rank, module.v_head_dim), self.config.dtype, "buffer"),
+        )
+        self._emit(module, Storage((), copies))
+
+    @add.register
+    def _(self, module: Attention) -> None:
+        self._emit(module, Storage(tuple(Stored(name, (), "float32", "buffer") for name in _SCALES)))
+        if self.selector.kv_cache_scales:
+            names = ("q_scale", "k_scale", "v_scale", "prob_scale")
+            self._emit(module, Storage(tuple(Stored(name, (), "float32") for name in names), ()))
+        if module.kind == "encoder_only" or module.shares_kv_with is not None:
+            return
+        self.kv_layers.append(
+            LayerKVSpec(
+                layer_name=module.name,
+                kind=module.kind,
+                num_kv_heads=1 if module.kind == "mla_attention" else kv_heads_per_rank(module.num_kv_heads, self._tp(module)),
+                head_size=module.head_size,
+                head_size_v=module.head_size_v or module.head_size,
+                dtype=self.config.kv_torch_dtype,
+                window=module.window,
+                cache_dtype=self.config.kv_cache_dtype,
+            )
+        )
+
+    @add.register
+    def _(self, module: StateSpace) -> None:
+        self.kv_layers.append(mamba_spec(module, self.config))
+
+    def _tp(self, module: Module) -> int:
+        if self.config.mm_encoder_tp_mode == "data" and module.component == "vision_tower":
+            return 1
+        return self.config.tensor_parallel_size
+
+    def _scheme(self, module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding) -> Scheme:
+        return self.selector.scheme(module) if module.quantizable else UNQUANTIZED
+
+    def _emit(self, module: Module, storage: Storage) -> None:
+        layer = module.placement if isinstance(module.placement, int) else None
+
+        def tensors(stored: tuple[Stored, ...]) -> Iterator[Tensor]:
+            for item in stored:
+                yield Tensor(module.name, item.name, item.shape, item.dtype, item.role, module.component, layer)
+
+        self.created.extend(tensors(storage.created))
+        self.loaded.extend(tensors(storage.after_load))
+
+
+def with_bias(storage: Storage, linear: LinearShard, bias: bool) -> Storage:
+    """The weight's storage plus its bias: the rank's rows of a column layer, all of a row layer's."""
+    if not bias:
+        return storage
+    extra = (Stored("bias", (linear.output_size,), linear.dtype),)
+    return Storage(storage.created + extra, None if storage.loaded is None else storage.loaded + extra)
+
+
+def divide(numerator: int, denominator: int) -> int:
+    """Exact division, or vLLM's assertion (distributed/utils.py:55)."""
+    if numerator % denominator:
+        raise reject("heads_divisibility", f"{numerator} is not divisible by {denominator}")
+    return numerator // denominator
+
+
+def kv_heads_per_rank(total_num_kv_heads: int, tp: int) -> int:
+    """KV heads of one rank: divided while there are enough, else one replicated head.
+
+    Source: vLLM 0.26.0 layers/linear.py QKVParallelLinear; models/llama.py:148 asserts the division.
+    """
+    if total_num_kv_heads >= tp:
+        if total_num_kv_heads % tp:
+            raise reject("heads_divisibility", f"{total_num_kv_heads} key-value heads cannot be divided by tensor parallel size {tp} (assert total_num_kv_heads % tp_size == 0)")
+        return total_num_kv_heads // tp
+    if tp % total_num_kv_heads:
+        raise reject("heads_divisibility", f"{total_num_kv_heads} key-value heads cannot be replicated over tensor parallel size {tp} (assert tp_size % total_num_kv_heads == 0)")
+    return 1
+
+
