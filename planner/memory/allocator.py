@@ -1,0 +1,206 @@
+"""PyTorch's CUDA caching allocator, as far as byte counts go, and what vLLM logs as the memory of the weights.
+
+Source: PyTorch 2.11 c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (kMinBlockSize, kSmallSize,
+kSmallBuffer, kLargeBuffer, kMinLargeAlloc, kRoundLarge; get_free_block, should_split, alloc_block, free_block), read
+for one stream, without expandable segments, which is PyTorch's default.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+from planner.sharding.rank import RankShare, Tensor
+from planner.units import MIB
+
+MIN_BLOCK_BYTES = 512
+SMALL_BYTES = MIB
+SMALL_SEGMENT_BYTES = 2 * MIB
+LARGE_SEGMENT_BYTES = 20 * MIB
+MIN_LARGE_BYTES = 10 * MIB
+ROUND_LARGE_BYTES = 2 * MIB
+
+LOAD_MAX_SPLIT_BYTES = 20 * MIB
+"""vLLM loads weights with max_split_size_mb=20 (vLLM 0.26.0 v1/worker/gpu_worker.py:424 load_model)."""
+
+
+def round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A stretch of a segment. `previous` and `next` are its neighbours in the same segment."""
+
+    address: int
+    size: int
+    small: bool
+    free: bool = False
+    previous: Block | None = None
+    next: Block | None = None
+
+
+class CachingAllocator:
+    """Best-fit blocks in two pools (up to 1 MiB, and above). Counts bytes; holds no memory.
+
+    `allocated_bytes` counts whole blocks, `reserved_bytes` whole segments, as torch.cuda.memory_stats does;
+    `peak_allocated_bytes` and `peak_reserved_bytes` are their maxima since the last `reset_peaks`.
+    """
+
+    def __init__(self, max_split_bytes: int | None = None) -> None:
+        self.max_split_bytes = max_split_bytes
+        self.allocated_bytes = 0
+        self.reserved_bytes = 0
+        self.peak_allocated_bytes = 0
+        self.peak_reserved_bytes = 0
+        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
+        self._next_address = 0
+
+    def allocate(self, size: int) -> Block | None:
+        """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
+        if size <= 0:
+            return None
+        size = max(MIN_BLOCK_BYTES, round_up(size, MIN_BLOCK_BYTES))
+        block = self._take(size) or self._new_segment(size)
+        if self._splits(block, size):
+            self._split(block, size)
+        block.free = False
+        self.allocated_bytes += block.size
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        return block
+
+    def free(self, block: Block | None) -> None:
+        """Give a block back to its pool, joined with free neighbours."""
+        if block is None:
+            return
+        self.allocated_bytes -= block.size
+        for neighbour in (block.previous, block.next):
+            if neighbour is not None and neighbour.free:
+                self._remove(neighbour)
+                self._join(block, neighbour)
+        block.free = True
+        insort(self._free[block.small], (block.size, block.address, block))
+
+    def empty_cache(self) -> None:
+        """Return every segment that is free as a whole to the driver."""
+        for pool in self._free.values():
+            kept = [entry for entry in pool if entry[2].previous is not None or entry[2].next is not None]
+            self.reserved_bytes -= sum(entry[0] for entry in pool) - sum(entry[0] for entry in kept)
+            pool[:] = kept
+
+    def reset_peaks(self) -> None:
+        self.peak_allocated_bytes = self.allocated_bytes
+        self.peak_reserved_bytes = self.reserved_bytes
+
+    def _take(self, size: int) -> Block | None:
+        pool = self._free[size <= SMALL_BYTES]
+        index = bisect_left(pool, size, key=lambda entry: entry[0])
+        if index == len(pool):
+            return None
+        block = pool[index][2]
+        limit = self.max_split_bytes
+        if limit is not None and (block.size >= limit if size < limit else block.size >= size + LARGE_SEGMENT_BYTES):
+            return None
+        del pool[index]
+        return block
+
+    def _new_segment(self, size: int) -> Block:
+        if size <= SMALL_BYTES:
+            segment = SMALL_SEGMENT_BYTES
+        elif size < MIN_LARGE_BYTES:
+            segment = LARGE_SEGMENT_BYTES
+        else:
+            segment = round_up(size, ROUND_LARGE_BYTES)
+        block = Block(self._next_address, segment, size <= SMALL_BYTES)
+        self._next_address += segment
+        self.reserved_bytes += segment
+        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
+        return block
+
+    def _splits(self, block: Block, size: int) -> bool:
+        remaining = block.size - size
+        if block.small:
+            return remaining >= MIN_BLOCK_BYTES
+        return remaining > SMALL_BYTES and (self.max_split_bytes is None or size < self.max_split_bytes)
+
+    def _split(self, block: Block, size: int) -> None:
+        rest = Block(block.address + size, block.size - size, block.small, True, block, block.next)
+        if rest.next is not None:
+            rest.next.previous = rest
+        block.next, block.size = rest, size
+        insort(self._free[rest.small], (rest.size, rest.address, rest))
+
+    def _remove(self, block: Block) -> None:
+        pool = self._free[block.small]
+        del pool[bisect_left(pool, (block.size, block.address), key=lambda entry: entry[:2])]
+
+    @staticmethod
+    def _join(block: Block, neighbour: Block) -> None:
+        if neighbour is block.previous:
+            block.address, block.previous = neighbour.address, neighbour.previous
+            if block.previous is not None:
+                block.previous.next = block
+        else:
+            block.next = neighbour.next
+            if block.next is not None:
+                block.next.previous = block
+        block.size += neighbour.size
+
+
+def weights_memory_bytes(share: RankShare) -> int:
+    """What vLLM logs as "Model loading took": allocated bytes once the model is built and post-processed.
+
+    Tensors are created in the order of `share.created`; then, module by module, those that post-processing makes
+    are allocated before those it replaces are freed. Blocks, not tensor sizes, are counted: while vLLM loads, a
+    tensor above 20 MiB has a block of whole 2 MiB pages, and a tensor below 1 MiB one of whole 512 bytes.
+    Source: vLLM 0.26.0 v1/worker/gpu_worker.py:424, utils/mem_utils.py:86 DeviceMemoryProfiler.
+    """
+    allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
+    held: dict[Tensor, list[Block | None]] = {}
+    for tensor in share.created:
+        make = _rotary_table if tensor.role == "buffer" and tensor.module.endswith("rotary_emb") else _plain
+        held.setdefault(tensor, []).append(make(allocator, tensor))
+    if share.loaded != share.created:
+        _post_process(allocator, share, held)
+    return allocator.allocated_bytes
+
+
+def _plain(allocator: CachingAllocator, tensor: Tensor) -> Block | None:
+    return allocator.allocate(tensor.size_bytes)
+
+
+def _rotary_table(allocator: CachingAllocator, tensor: Tensor) -> Block | None:
+    """A cos/sin table is computed in float32 and then converted; the freed float32 blocks serve later tensors, whole.
+
+    Source: vLLM 0.26.0 model_executor/layers/rotary_embedding/base.py:55 and _compute_cos_sin_cache.
+    """
+    rows, width = tensor.shape[0], tensor.shape[-1]
+    positions = allocator.allocate(rows * 4)
+    halves = [allocator.allocate(rows * (width // 2) * 4) for _ in ("freqs", "cos", "sin")]
+    table = allocator.allocate(rows * width * 4)
+    for block in (positions, *halves):
+        allocator.free(block)
+    if tensor.dtype == "float32":
+        return table
+    converted = allocator.allocate(tensor.size_bytes)
+    allocator.free(table)
+    return converted
+
+
+def _post_process(allocator: CachingAllocator, share: RankShare, held: dict[Tensor, list[Block | None]]) -> None:
+    before, after = _by_module(share.created), _by_module(share.loaded)
+    for module in {**before, **after}:
+        old, new = before.get(module, []), after.get(module, [])
+        for tensor in new:
+            if tensor not in held:
+                allocator.allocate(tensor.size_bytes)
+        for tensor in old:
+            if tensor not in new:
+                allocator.free(held[tensor].pop())
+
+
+def _by_module(tensors: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
+    modules: dict[str, list[Tensor]] = {}
+    for tensor in tensors:
+        modules.setdefault(tensor.module, []).append(tensor)
+    return modules
