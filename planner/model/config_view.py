@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.model.hf_defaults import DEFAULTS
+
+if TYPE_CHECKING:
+    from planner.model.spec import ModelFiles
 
 MAX_SIZE = 1 << 40
 MAX_LAYERS = 4096
@@ -17,13 +20,18 @@ class ConfigView:
 
     A key that the file omits takes the default that transformers' configuration class for this model_type would fill
     in; a key that neither has is an error when asked for without a fallback. `where` names the section in messages.
+    `files` are the other files of the model folder (processors), where the builder has them.
     """
 
-    def __init__(self, data: Mapping[str, Any], where: str = "config.json", model_type: str | None = None) -> None:
+    def __init__(
+        self, data: Mapping[str, Any], where: str = "config.json", model_type: str | None = None,
+        files: ModelFiles | None = None,
+    ) -> None:
         if not isinstance(data, Mapping):
             raise InputError(f"{where}: expected an object, found {type(data).__name__}")
         self.data = data
         self.where = where
+        self.files = files
         self.model_type = model_type or str(data.get("model_type", ""))
         self.defaults: Mapping[str, Any] = DEFAULTS.get(self.model_type, {})
 
@@ -36,6 +44,10 @@ class ConfigView:
             return self.data[key]
         value = self.defaults.get(key)
         return default if value is None else value
+
+    def explicit(self, key: str) -> Any:
+        """The value as transformers' configuration object has it before its own rules: a stated null stays null."""
+        return self.data[key] if key in self.data else self.defaults.get(key)
 
     def stated(self, key: str) -> bool:
         """Whether the file itself has the key (even as null)."""
@@ -100,7 +112,7 @@ class ConfigView:
     def section(self, key: str, model_type: str | None = None) -> ConfigView:
         """A nested object; a missing one is an empty section with the defaults of `model_type`."""
         value = self.data.get(key)
-        return ConfigView({} if value is None else value, f"{self.where}: {key}", model_type)
+        return ConfigView({} if value is None else value, f"{self.where}: {key}", model_type, self.files)
 
     def require(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> None:
         """Refuse a value whose effect on memory is not known here."""

@@ -14,6 +14,17 @@ _HOME = "planner.model.architectures"
 
 ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "llama:llama",
+    "LLaMAForCausalLM": "llama:llama",
+    "InternLM3ForCausalLM": "llama:llama",
+    "CwmForCausalLM": "llama:llama",
+    "IQuestCoderForCausalLM": "llama:llama",
+    "TeleChat3ForCausalLM": "llama:llama",
+    "MistralForCausalLM": "llama:mistral",
+    "Ministral3ForCausalLM": "llama:mistral",
+    "Phi3ForCausalLM": "llama:phi3",
+    "GlmForCausalLM": "llama:glm",
+    "Ernie4_5ForCausalLM": "llama:ernie4_5",
+    "MiMoForCausalLM": "llama:qwen2",
     "Qwen2ForCausalLM": "llama:qwen2",
     "Qwen3ForCausalLM": "llama:qwen3",
 }

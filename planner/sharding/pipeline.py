@@ -37,6 +37,6 @@ def is_on_stage(module: Module, pp_rank: int, stages: int, layers: range) -> boo
     placement = module.placement
     if isinstance(placement, int):
         return placement in layers
-    if isinstance(module, LMHead):
+    if isinstance(module, LMHead) and placement != "every":
         return pp_rank == stages - 1
     return placement == "every" or (placement == "first" and pp_rank == 0) or (placement == "last" and pp_rank == stages - 1)

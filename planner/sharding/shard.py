@@ -36,10 +36,12 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
 
     Raises: Rejected where vLLM refuses the split (heads, vocabulary, quantization alignment), UnsupportedError.
     """
+    if config.pipeline_parallel_size > 1 and model.pipeline_refusal is not None:
+        raise reject("parallelism", model.pipeline_refusal)
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
     builder = _RankBuilder(model, config, pp_rank, selector_for(model, config))
     for module in model.modules:
-        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers) and not _dropped(module, config):
+        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers) and not _dropped(module, model, config):
             builder.add(module)
     return RankShare(
         tp_rank=0,
@@ -58,15 +60,16 @@ def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...
     return tuple(shard(model, config, rank) for rank in range(config.pipeline_parallel_size))
 
 
-def _dropped(module: Module, config: EngineConfig) -> bool:
+def _dropped(module: Module, model: ModelSpec, config: EngineConfig) -> bool:
     """Towers whose modalities are all limited to zero are not built (vLLM models/interfaces.py _mark_tower_model)."""
+    if model.vision is None or module.component not in ("vision_tower", "audio_tower"):
+        return False
+    if config.language_model_only:
+        return True
     limits = dict(config.mm_limits)
-    if module.component == "vision_tower":
-        visual = [count for modality, count in limits.items() if modality in ("image", "video", "vision_chunk")]
-        return bool(visual) and not any(visual)
-    if module.component == "audio_tower":
-        return "audio" in limits and not limits["audio"]
-    return False
+    visual = module.component == "vision_tower"
+    modalities = [name for name in model.vision.modalities if (name != "audio") == visual]
+    return bool(modalities) and all(limits.get(name) == 0 for name in modalities)
 
 
 class _RankBuilder:
@@ -81,6 +84,7 @@ class _RankBuilder:
         self.loaded: list[Tensor] = []
         self.kv_layers: list[LayerKVSpec] = []
         self._buffers: set[str] = set()
+        self._encoder_data_parallel = config.mm_encoder_tp_mode == "data" and model.supports_encoder_tp_data
 
     @singledispatchmethod
     def add(self, module: Module) -> None:
@@ -107,6 +111,8 @@ class _RankBuilder:
     def _(self, module: Linear) -> None:
         tp = self._tp(module) if module.tensor_parallel else 1
         inputs, outputs = module.input_size, module.output_sizes
+        if module.num_heads is not None:
+            divide(module.num_heads, tp)
         if module.parallelism == "column":
             outputs = tuple(divide(size, tp) for size in outputs)
         elif module.parallelism == "row":
@@ -152,7 +158,7 @@ class _RankBuilder:
     def _(self, module: LMHead) -> None:
         if module.tied_to is None:
             self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, module.bias, self._tp(module))
-        elif self.pp_rank > 0:
+        elif self.pp_rank > 0 and module.placement != "every":
             self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, False, self._tp(module))
 
     def _vocabulary(self, module: VocabEmbedding | LMHead, rows: int, hidden: int, padding: int, bias: bool, tp: int) -> None:
@@ -227,7 +233,7 @@ class _RankBuilder:
         self.kv_layers.append(mamba_spec(module, self.config))
 
     def _tp(self, module: Module) -> int:
-        if self.config.mm_encoder_tp_mode == "data" and module.component == "vision_tower":
+        if module.component in ("vision_tower", "audio_tower") and self._encoder_data_parallel:
             return 1
         return self.config.tensor_parallel_size
 

@@ -40,6 +40,8 @@ class Architecture:
     is_hybrid: bool = False
     use_mla: bool = False
     supports_pp: bool = True
+    pipeline_refusal: str | None = None
+    supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None
     vision: VisionSpec | None = None
@@ -60,7 +62,7 @@ def read_heads(config: ConfigView, head_size: int | None = None) -> Heads:
     """num_attention_heads, num_key_value_heads (default: as many) and head_dim (default: hidden / heads)."""
     hidden = config.size("hidden_size")
     heads = config.size("num_attention_heads")
-    kv_heads = config.optional_size("num_key_value_heads") or heads
+    kv_heads = config.size("num_key_value_heads") if config.explicit("num_key_value_heads") is not None else heads
     return Heads(hidden_size=hidden, num_heads=heads, num_kv_heads=kv_heads,
                  head_size=head_size or config.optional_size("head_dim") or hidden // heads)
 
@@ -91,20 +93,22 @@ def self_attention(
     rope: Mapping[str, Any] | None = None, max_position: int = 0, qk_norm: bool = False,
     kind: AttentionKind = "full_attention", window: int | None = None, out_name: str = "o_proj",
     qkv_name: str = "qkv_proj", shard_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj"), interleaved: bool = False,
-    softcap: bool = False,
+    softcap: bool = False, has_sinks: bool = False, rope_dtype: DType | None = None, head_size_v: int | None = None,
 ) -> list[Module]:
     """Fused QKV, output projection, rotary table, optional per-head q/k norm, and the cache. `rope` None: no table."""
     modules: list[Module] = [
         QKVLinear(name=f"{prefix}.{qkv_name}", placement=layer, hidden_size=heads.hidden_size, num_heads=heads.num_heads,
-                  num_kv_heads=heads.num_kv_heads, head_size=heads.head_size, bias=qkv_bias, shard_names=shard_names),
-        Linear(name=f"{prefix}.{out_name}", placement=layer, input_size=heads.num_heads * heads.head_size,
+                  num_kv_heads=heads.num_kv_heads, head_size=heads.head_size, head_size_v=head_size_v, bias=qkv_bias,
+                  shard_names=shard_names),
+        Linear(name=f"{prefix}.{out_name}", placement=layer, input_size=heads.num_heads * (head_size_v or heads.head_size),
                output_sizes=(heads.hidden_size,), parallelism="row", bias=out_bias),
     ]
     if rope is not None:
-        modules.append(rotary_cache(f"{prefix}.rotary_emb", heads.head_size, max_position, rope, placement=layer, interleaved=interleaved))
+        modules.append(rotary_cache(f"{prefix}.rotary_emb", heads.head_size, max_position, rope, placement=layer, interleaved=interleaved,
+                                    dtype=rope_dtype))
     modules.append(Attention(name=f"{prefix}.attn", placement=layer, kind=kind, num_heads=heads.num_heads,
-                             num_kv_heads=heads.num_kv_heads, head_size=heads.head_size, window=window,
-                             has_rope=rope is not None, softcap=softcap))
+                             num_kv_heads=heads.num_kv_heads, head_size=heads.head_size, head_size_v=head_size_v, window=window,
+                             has_rope=rope is not None, softcap=softcap, has_sinks=has_sinks))
     if qk_norm:
         modules += norm(f"{prefix}.q_norm", heads.head_size, layer) + norm(f"{prefix}.k_norm", heads.head_size, layer)
     return modules
