@@ -24,7 +24,7 @@ def build_model(files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None
     Raises: InputError for a config that cannot be one, UnsupportedError for what this planner does not know.
     """
     config = _merged(files.config, hf_overrides or {})
-    view = ConfigView(config)
+    view = ConfigView(config, files=files)
     name = architecture_of(view)
     text_section = text_section_of(config)
     architecture = describe(name)(view)
@@ -43,6 +43,8 @@ def build_model(files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None
         is_hybrid=architecture.is_hybrid,
         use_mla=architecture.use_mla,
         supports_pp=architecture.supports_pp,
+        pipeline_refusal=architecture.pipeline_refusal,
+        supports_encoder_tp_data=architecture.supports_encoder_tp_data,
         num_experts=architecture.num_experts,
         sliding_window=architecture.sliding_window,
         derived_max_model_len=length,

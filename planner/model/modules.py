@@ -66,6 +66,7 @@ class Linear(Module):
     `shard_names` are the checkpoint's names of the fused shards, last part only ("gate_proj", "up_proj"): ignore
     lists of quantized checkpoints speak of those. `tensor_parallel` False: built with disable_tp (full copy).
     A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
+    `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
     """
 
     input_size: int
@@ -76,6 +77,7 @@ class Linear(Module):
     dtype: DType | None = None
     shard_names: tuple[str, ...] = ()
     tensor_parallel: bool = True
+    num_heads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

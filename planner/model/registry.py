@@ -27,6 +27,9 @@ ARCHITECTURES: dict[str, str] = {
     "MiMoForCausalLM": "llama:qwen2",
     "Qwen2ForCausalLM": "llama:qwen2",
     "Qwen3ForCausalLM": "llama:qwen3",
+    "Qwen2VLForConditionalGeneration": "qwen_vl:qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen_vl:qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen_vl:qwen3_vl",
 }
 """vLLM's registry name -> "module:function" under planner.model.architectures."""
 

@@ -8,6 +8,7 @@ from pydantic import ConfigDict
 
 from planner.model.engine_facts import EngineFacts
 from planner.model.modules import Module, PackedNames
+from planner.model.vision_spec import VisionSpec
 from planner.values import DType, Value
 
 
@@ -54,23 +55,12 @@ class QuantizationSpec(Value):
     raw: dict[str, Any]
 
 
-class VisionSpec(Value):
-    """Pixels to patches to tokens, for one processor family, and what the encoder's run needs.
-
-    `family` selects the rule in planner.memory.multimodal. The numbers are the processor's and tower's own.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-    family: str
-    modalities: tuple[Literal["image", "video", "audio"], ...]
-    numbers: dict[str, int | float | bool | tuple[int, ...] | tuple[tuple[int, int], ...]] = {}
-
-
 class ModelSpec(Value):
     """A model as vLLM would build it. `modules` is everything that takes memory, unsharded.
 
     `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
+    `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
+    same. `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
     `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
     """
 
@@ -89,6 +79,8 @@ class ModelSpec(Value):
     is_hybrid: bool = False
     use_mla: bool = False
     supports_pp: bool = True
+    pipeline_refusal: str | None = None
+    supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None
     derived_max_model_len: int
