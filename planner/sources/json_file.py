@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from planner.errors import InputError
 
 MAX_JSON_BYTES = 8 << 20
 MAX_DEPTH = 64
+NON_FINITE_KEYS = frozenset({"time_step_limit"})
 
 
 def read_text(path: Path, *, limit_bytes: int = MAX_JSON_BYTES) -> str:
@@ -33,7 +35,10 @@ def decode(data: bytes, where: str, *, limit_bytes: int = MAX_JSON_BYTES) -> str
 
 
 def parse_json_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object. Refuses repeated keys, NaN and Infinity, other top-level values and nesting beyond 64 levels."""
+    """A JSON object. Refuses repeated keys, other top-level values, nesting beyond 64 levels, and NaN or Infinity.
+
+    Infinity is let through under the keys in NON_FINITE_KEYS: published Nemotron-H configs have it there.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         mapping = dict(pairs)
@@ -42,11 +47,8 @@ def parse_json_object(text: str, where: str) -> dict[str, Any]:
             raise InputError(f"{where}: the key {repeated!r} is repeated")
         return mapping
 
-    def no_constant(name: str) -> NoReturn:
-        raise InputError(f"{where}: {name} is not a JSON number")
-
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
@@ -55,8 +57,7 @@ def parse_json_object(text: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: {error}") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, found {_kind(value)}")
-    if _deeper_than(value, MAX_DEPTH):
-        raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    check_values(value, where)
     return value
 
 
@@ -71,9 +72,17 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}[type(value)]
 
 
-def _deeper_than(value: object, levels: int) -> bool:
+def check_values(value: object, where: str, *, key: str = "", levels: int = MAX_DEPTH) -> None:
+    """InputError for a value nested deeper than `levels`, or a number that is not finite."""
+    if isinstance(value, float) and not math.isfinite(value) and key not in NON_FINITE_KEYS:
+        raise InputError(f"{where}: {key!r} holds {value}, which is not a JSON number")
     if not isinstance(value, (dict, list)):
-        return False
+        return
     if levels == 0:
-        return True
-    return any(_deeper_than(item, levels - 1) for item in (value.values() if isinstance(value, dict) else value))
+        raise InputError(f"{where}: nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            check_values(item, where, key=str(name), levels=levels - 1)
+    else:
+        for item in value:
+            check_values(item, where, key=key, levels=levels - 1)

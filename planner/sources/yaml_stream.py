@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from planner.errors import InputError
 
-_SEPARATOR = re.compile(r"^---[ \t]*(?:#.*)?$", re.MULTILINE)
-_NAME_LINE = re.compile(r"^(?:name|id):[ \t]+([^#\n]+?)[ \t]*$", re.MULTILINE)
+_SEPARATOR = re.compile(r"---[ \t]*(?:#.*)?$", re.MULTILINE)
+_HEAD_CHARACTERS = 512
+_CONTENT = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
+_NAME_LINE = re.compile(r"^(?:name|id|modelscope):[ \t]+([^#\n]+?)[ \t]*$", re.MULTILINE)
 _ALIASES_LINE = re.compile(r"^aliases:[ \t]*\[([^\]\n]*)\][ \t]*$", re.MULTILINE)
-_ALIASES_KEY = re.compile(r"^aliases:", re.MULTILINE)
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -23,7 +24,7 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _StrictLoader(_SafeLoader):  # type: ignore[misc]
     """Safe YAML in which a repeated key is an error and a date stays text."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
         for first, resolvers in _SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -42,12 +43,22 @@ class _StrictLoader(_SafeLoader):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of a catalog file: its text, where it begins, and the names it answers to (None: not on one line)."""
+    """One document of a catalog file: where it lies in the text, and its names (None: not on lines of their own)."""
 
     where: str
-    line: int
-    text: str
+    stream: str
+    start: int
+    end: int
     names: tuple[str, ...] | None
+
+    @property
+    def text(self) -> str:
+        return self.stream[self.start : self.end]
+
+    @property
+    def line(self) -> int:
+        """The line of the file in which the document begins, for messages."""
+        return self.stream.count("\n", 0, self.start) + 1
 
     def parse(self) -> dict[str, Any]:
         """The document as a mapping. InputError names file and line when it is no valid YAML mapping."""
@@ -69,22 +80,30 @@ class Document:
 def split_documents(text: str, where: str) -> Iterator[Document]:
     """The documents of a stream, unparsed. Comments and empty documents are left out."""
     start = 0
-    for match in [*_SEPARATOR.finditer(text), None]:
-        end = match.start() if match else len(text)
-        body = text[start:end]
-        if any(line.strip() and not line.lstrip().startswith("#") for line in body.splitlines()):
-            yield Document(where=where, line=text.count("\n", 0, start) + 1, text=body, names=_header_names(body))
-        if match:
-            start = match.end()
+    for end, next_start in _bounds(text):
+        if _CONTENT.search(text, start, end):
+            names = _header_names(text[start : min(end, start + _HEAD_CHARACTERS)])
+            yield Document(where=where, stream=text, start=start, end=end, names=names)
+        start = next_start
 
 
-def _header_names(body: str) -> tuple[str, ...] | None:
-    """The name and aliases of a document read from their lines; None when they are written in another YAML style."""
-    name, aliases = _NAME_LINE.search(body), _ALIASES_LINE.search(body)
-    if not name or (not aliases and _ALIASES_KEY.search(body)):
+def _bounds(text: str) -> Iterator[tuple[int, int]]:
+    """Where each document ends and the next one begins: at lines that are only `---`."""
+    position = 0
+    while position >= 0:
+        if match := _SEPARATOR.match(text, position):
+            yield match.start(), match.end()
+        newline = text.find("\n---", position)
+        position = newline + 1 if newline >= 0 else -1
+    yield len(text), len(text)
+
+
+def _header_names(head: str) -> tuple[str, ...] | None:
+    """The names of a document read from its first lines; None when they are written in another YAML style."""
+    names, aliases = _NAME_LINE.findall(head), _ALIASES_LINE.search(head)
+    if not names or not aliases:
         return None
-    listed = aliases.group(1).split(",") if aliases else []
-    return tuple(_unquoted(part) for part in (name.group(1), *listed) if part.strip())
+    return tuple(_unquoted(part) for part in (*names, *aliases.group(1).split(",")) if part.strip())
 
 
 def _unquoted(scalar: str) -> str:
