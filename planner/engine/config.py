@@ -15,6 +15,10 @@ class EngineConfig(Value):
     that). `max_concurrent_batches`: 1 without asynchronous scheduling and pipeline parallelism, else as
     vllm/config/vllm.py max_concurrent_batches. `mm_limits`: items per prompt by modality, only those the model has.
     `requested_quantization` is the user's flag; `quantization` the method vLLM ends with (None: unquantized).
+    `attention_backend` is that of the first attention layer, which decides the block size; `attention_backends` all
+    in use. `kv_cache_dtype_skip_layers`: decoder layers whose cache keeps the model's dtype. `mm_limit_options`: the
+    widths, heights and frames given with --limit-mm-per-prompt, as (modality, option, value).
+    `disable_hybrid_kv_cache_manager`: sliding and chunked layers then cache like full attention.
     """
 
     vllm_version: str
@@ -60,6 +64,13 @@ class EngineConfig(Value):
     sm_count: int | None
     env: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    attention_backends: tuple[str, ...] = ()
+    kv_cache_dtype_skip_layers: tuple[int, ...] = ()
+    conv_state_dtype: DType = "bfloat16"
+    ssm_state_dtype: DType = "bfloat16"
+    mm_limit_options: tuple[tuple[str, str, int], ...] = ()
+    enable_chunked_prefill: bool = True
+    disable_hybrid_kv_cache_manager: bool = False
 
     @property
     def world_size(self) -> int:

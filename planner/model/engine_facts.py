@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from planner.errors import InputError
 from planner.model.config_view import ConfigView
@@ -68,7 +68,7 @@ def engine_facts(config: Mapping[str, Any], text: Mapping[str, Any], architectur
 
 def _is_prefix_lm(config: Mapping[str, Any], text: ConfigView, model_type: str) -> bool:
     if model_type in _GEMMA4_TYPES:
-        return text.raw("use_bidirectional_attention") == "vision"
+        return bool(text.raw("use_bidirectional_attention") == "vision")
     if "is_mm_prefix_lm" in config:
         return bool(config["is_mm_prefix_lm"])
     return model_type in _PREFIX_LM_TYPES
@@ -80,9 +80,8 @@ def _ssm_state_dtype(config: Mapping[str, Any], text: Mapping[str, Any], archite
         named = text.get("mamba_ssm_cache_dtype", config.get("mamba_ssm_cache_dtype", "float32"))
     elif architecture in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "ColQwen3_5"):
         named = text.get("mamba_ssm_dtype")
-    for known in ("float32", "float16", "bfloat16", "auto"):
-        if named == known:
-            return known  # type: ignore[return-value]
-    if named is None:
+    if named is None or named == "auto":
         return "auto"
+    if named in ("float32", "float16", "bfloat16"):
+        return cast(StateDType, named)
     raise InputError(f"config.json: mamba state dtype {named!r} is not one of float32, float16, bfloat16")

@@ -1,0 +1,67 @@
+"""Release: what differs between vLLM releases, as data and names of strategies. No other room compares versions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.values import Value
+
+RunnerRule = Literal["dense_or_listed", "always_unless_unsupported"]
+CaptureRule = Literal["grid", "grid_and_decode_sizes"]
+LedgerRule = Literal["sum_of_terms", "consumed_plus_headroom"]
+Evidence = Literal["verified on hardware", "read from source, not verified on hardware"]
+
+
+class BatchTier(Value):
+    """Scheduler defaults of `vllm serve` for one class of card. The first tier that a card meets is its own.
+
+    A card meets it with at least `min_memory_bytes` (as NVML reports the total), a device name without any of
+    `not_named` (lower case), and a compute capability outside `not_capability`.
+    """
+
+    min_memory_bytes: int
+    not_named: tuple[str, ...] = ()
+    not_capability: tuple[tuple[int, int], ...] = ()
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+class Release(Value):
+    """One vLLM release.
+
+    `runner_rule`: "dense_or_listed" takes the V2 model runner for dense models and `v2_architectures`;
+    "always_unless_unsupported" takes it wherever no feature forbids it. `v2_speculative_methods` None: all but
+    those in `v2_refused_speculative_methods`. `ledger_rule`: "sum_of_terms" subtracts weights, peak and non-torch;
+    "consumed_plus_headroom" subtracts all that startup consumed plus what the peak needs above it.
+    `capture_cap_data_center_blackwell` holds on compute capability 10.x.
+    """
+
+    version: str
+    evidence: Evidence
+    sources: tuple[str, ...]
+    default_gpu_memory_utilization: float
+    default_block_size: int
+    batch_tiers: tuple[BatchTier, ...]
+    capture_cap: int
+    capture_cap_data_center_blackwell: int
+    capture_rule: CaptureRule
+    runner_rule: RunnerRule
+    v2_architectures: tuple[str, ...]
+    v2_speculative_methods: tuple[str, ...] | None
+    v2_refused_speculative_methods: tuple[str, ...]
+    v2_profiles_encoder: bool
+    v2_profiles_cuda_graphs: bool
+    ledger_rule: LedgerRule
+    hybrid_prefix_caching_default: bool
+    mamba_cache_modes: tuple[str, ...]
+    kv_cache_dtypes: tuple[str, ...]
+    quantization_methods: tuple[str, ...]
+    deprecated_quantization_methods: tuple[str, ...]
+
+
+class ReleaseChoice(Value):
+    """The entry that answers for a requested version. `warning` is None where the entry is that very version."""
+
+    requested: str
+    release: Release
+    warning: str | None = None
