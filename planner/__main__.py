@@ -1,0 +1,5 @@
+"""`python -m planner` is `vplan`."""
+
+from planner.cli.main import run
+
+run()
