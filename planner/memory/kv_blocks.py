@@ -70,9 +70,8 @@ def _attention_token_bytes(attention: list[LayerKVSpec], config: EngineConfig) -
     latent = [layer for layer in attention if layer.kind == "mla_attention"]
     if latent:
         main = max(latent, key=lambda layer: layer.head_size)
-        primary = replace(main, kind="mla_attention", dtype=config.kv_torch_dtype, cache_dtype="auto")
-        if config.kv_cache_dtype == "int4_per_token_head":
-            primary = replace(primary, cache_dtype=config.kv_cache_dtype)
+        scheme = config.kv_cache_dtype if config.kv_cache_dtype != "fp8_ds_mla" else "auto"
+        primary = replace(main, dtype=config.kv_torch_dtype, cache_dtype=scheme)
         return _one_token_spec(primary).page_size_bytes
     quantized = _primary_token_bytes(attention, config)
     if not config.kv_cache_dtype.startswith("turboquant_"):

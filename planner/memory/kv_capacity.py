@@ -26,20 +26,11 @@ NO_MEMORY = (
 
 
 def blocks_for_request(pool: KVPool, max_model_len: N | int, max_num_batched_tokens: N | int) -> N:
-    """Blocks that vLLM sets aside for one request of `max_model_len` tokens, over all groups.
+    """Blocks that one request of `max_model_len` tokens may hold at once, over all groups; 0 without cache.
 
-    Whole-model arithmetic: a packed pool (DeepSeek-V4) is counted in blocks of its first group, as vLLM's
-    concurrency figure is. 0 for a model without cache.
+    Windows count with the tokens that all batches in flight may add, as vLLM's own reservation does.
     """
-    stage = pool.fullest
-    if not stage.groups:
-        nothing: Counts = max_model_len * 0
-        return cast(N, nothing)
-    total = sum(
-        _group_blocks(pool, group, max_model_len, max_num_batched_tokens) * group.page_size_bytes
-        for group in stage.groups
-    )
-    return cast(N, ceil_div(total, stage.groups[0].page_size_bytes))
+    return cast(N, _blocks(pool, pool.fullest, max_model_len, max_num_batched_tokens))
 
 
 def request_bytes(pool: KVPool, max_model_len: N | int, max_num_batched_tokens: N | int) -> N:
@@ -66,11 +57,18 @@ def num_blocks(pool: KVPool, available_bytes: N | Sequence[N]) -> N:
 
 
 def max_concurrency(pool: KVPool, blocks: N, max_model_len: N | int, max_num_batched_tokens: N | int) -> float:
-    """vLLM's "Maximum concurrency for L tokens per request": an array of floats where arrays are given."""
+    """vLLM's "Maximum concurrency for L tokens per request": an array of floats where arrays are given.
+
+    A packed pool (DeepSeek-V4) is counted in pages of its first group, as vLLM does, which is more than it holds.
+    """
     if not pool.groups:
         return 0.0
-    needed: Counts = blocks_for_request(pool, max_model_len, max_num_batched_tokens)
-    return cast(float, blocks / needed)
+    stage = pool.fullest
+    pages = sum(
+        _group_blocks(pool, group, max_model_len, max_num_batched_tokens) * group.page_size_bytes
+        for group in stage.groups
+    )
+    return cast(float, blocks / ceil_div(pages, stage.groups[0].page_size_bytes))
 
 
 def capacity_tokens(pool: KVPool, blocks: N, max_model_len: N | int, max_num_batched_tokens: N | int) -> N:
@@ -89,8 +87,7 @@ def whole_requests(pool: KVPool, blocks: N, tokens: N | int, max_num_batched_tok
     if not pool.groups:
         nothing: Counts = blocks * 0
         return cast(N, nothing)
-    needed: Counts = blocks_for_request(pool, tokens, max_num_batched_tokens)
-    return cast(N, larger(blocks - 1, 0) // needed)
+    return cast(N, larger(blocks - 1, 0) // _blocks(pool, pool.fullest, tokens, max_num_batched_tokens))
 
 
 def usable_tokens(pool: KVPool, blocks: N, tokens: N | int, max_num_batched_tokens: N | int) -> N:
@@ -167,6 +164,8 @@ def _too_long(pool: KVPool, stage: StagePool, needed: int, available_bytes: int,
 
 def _check_states(pool: KVPool, blocks: int, config: EngineConfig) -> Rejection | None:
     """vLLM 0.26.0 config/vllm.py:2265 validate_block_size and config/compilation.py:1482."""
+    if not pool.has_states:
+        return None
     if pool.mamba_cache_mode == "align" and pool.smallest_block_size > config.max_num_batched_tokens:
         return Rejection(
             bottleneck="batched_tokens",
@@ -176,7 +175,7 @@ def _check_states(pool: KVPool, blocks: int, config: EngineConfig) -> Rejection 
             ),
             fix=(f"--max-num-batched-tokens {pool.smallest_block_size}",),
         )
-    if pool.has_states and "FULL" in config.cudagraph_mode and config.max_num_seqs > blocks:
+    if "FULL" in config.cudagraph_mode and config.max_num_seqs > blocks:
         return Rejection(
             bottleneck="kv_cache",
             message=(
@@ -199,16 +198,20 @@ def _group_blocks(pool: KVPool, group: KVGroup, max_model_len: Counts, max_num_b
         return max_model_len * 0 + group.extra_blocks
     tokens = max_model_len
     if group.window_tokens is not None:
-        in_flight = pool.max_concurrent_batches * max_num_batched_tokens
-        tokens = smaller(group.window_tokens + in_flight, tokens)
+        in_flight_tokens = pool.max_concurrent_batches * max_num_batched_tokens
+        tokens = smaller(group.window_tokens + in_flight_tokens, tokens)
     return ceil_div(ceil_div(tokens, group.shards), group.block_size) + group.extra_blocks
+
+
+def _blocks(pool: KVPool, stage: StagePool, max_model_len: Counts, max_num_batched_tokens: Counts) -> Counts:
+    per_group = [_group_blocks(pool, group, max_model_len, max_num_batched_tokens) for group in stage.groups]
+    return sum(per_group, max_model_len * 0)
 
 
 def _stage_request_bytes(
     pool: KVPool, stage: StagePool, max_model_len: Counts, max_num_batched_tokens: Counts
 ) -> Counts:
-    blocks = sum(_group_blocks(pool, group, max_model_len, max_num_batched_tokens) for group in stage.groups)
-    return blocks * stage.bytes_per_needed_block + max_model_len * 0
+    return _blocks(pool, stage, max_model_len, max_num_batched_tokens) * stage.bytes_per_needed_block
 
 
 def _largest_len(

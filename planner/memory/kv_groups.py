@@ -46,11 +46,11 @@ class LayerGroup:
         return Counter(spec.page_size_bytes for spec in self.specs.values()).most_common(1)[0][1]
 
 
-def group_layers(specs: Specs, *, hybrid_manager: bool, strided_pages: bool) -> list[LayerGroup]:
+def group_layers(specs: Specs, *, hybrid_manager: bool) -> list[LayerGroup]:
     """The groups of the whole model; none for a model without cache.
 
-    `hybrid_manager` False: windows and chunks are kept in full (--disable-hybrid-kv-cache-manager). `strided_pages`:
-    the attention backend tolerates padded pages. Raises Rejected where vLLM cannot unify the page sizes.
+    `hybrid_manager` False: windows and chunks are kept in full (--disable-hybrid-kv-cache-manager). Raises
+    Rejected where vLLM cannot unify the page sizes.
     """
     if not hybrid_manager:
         specs = _keep_windows_in_full(specs)
@@ -63,7 +63,7 @@ def group_layers(specs: Specs, *, hybrid_manager: bool, strided_pages: bool) -> 
     packed = any(spec.kind == "sliding_window_mla" for spec in specs.values())
     if packed and len({spec.page_size_bytes for spec in specs.values()}) > 1:
         return _packed_groups(specs)
-    return _equal_page_groups(_unify_pages(specs, strided_pages))
+    return _equal_page_groups(_unify_pages(specs))
 
 
 def project(groups: Sequence[LayerGroup], layer_names: frozenset[str]) -> list[LayerGroup | None]:
@@ -99,40 +99,42 @@ def _are_one_type(specs: Sequence[CacheSpec]) -> bool:
 
 
 def _keep_windows_in_full(specs: Specs) -> Specs:
-    """vLLM unify_hybrid_kv_cache_specs: without the hybrid manager, windows and chunks become full attention."""
+    """vLLM 0.26.0 kv_cache_utils.py:1429 unify_hybrid_kv_cache_specs: without the hybrid manager, windows and chunks
+    beside full attention become full attention. A converted layer loses the stride mark, and a chunk its scheme."""
     values = list(specs.values())
     if not values or _are_equal(values) or _are_one_type(values):
         return specs
     full = next((spec for spec in values if spec.kind in _FULL_FAMILY), None)
-    if full is None:
-        raise UnsupportedError("kv_cache", "windows of different sizes without the hybrid KV cache manager")
-    converted: dict[str, CacheSpec] = {}
-    for name, spec in specs.items():
-        if spec.kind == "sliding_window_mla":
-            converted[name] = replace(spec, kind="mla_attention", window=None, block_size=full.block_size)
-        elif spec.kind in ("sliding_window", "chunked_local_attention"):
-            converted[name] = replace(spec, kind="full_attention", window=None)
-        else:
-            converted[name] = spec
-    if not _are_equal(list(converted.values())) and not _are_one_type(list(converted.values())):
+    kept = {name: _in_full(spec, full.block_size) for name, spec in specs.items()} if full else specs
+    if not _are_equal(list(kept.values())) and not _are_one_type(list(kept.values())):
         raise reject(
             "flag", "Hybrid KV cache manager is disabled but failed to convert the KV cache specs to one unified type."
         )
-    return converted
+    return kept
 
 
-def _unify_pages(specs: Specs, strided_pages: bool) -> Specs:
+def _in_full(spec: CacheSpec, block_size: int) -> CacheSpec:
+    if spec.kind == "sliding_window_mla":
+        return replace(spec, kind="mla_attention", window=None, block_size=block_size, strided_pages=False)
+    if spec.kind == "sliding_window":
+        return replace(spec, kind="full_attention", window=None, strided_pages=False)
+    if spec.kind == "chunked_local_attention":
+        return replace(spec, kind="full_attention", window=None, cache_dtype="auto", strided_pages=False)
+    return spec
+
+
+def _unify_pages(specs: Specs) -> Specs:
     """vLLM unify_kv_cache_spec_page_size: larger blocks, or padding, until every page is as large as the largest."""
     page_bytes = max(spec.page_size_bytes for spec in specs.values())
-    return {name: _enlarge(name, spec, page_bytes, strided_pages) for name, spec in specs.items()}
+    return {name: _enlarge(name, spec, page_bytes) for name, spec in specs.items()}
 
 
-def _enlarge(name: str, spec: CacheSpec, page_bytes: int, strided_pages: bool) -> CacheSpec:
+def _enlarge(name: str, spec: CacheSpec, page_bytes: int) -> CacheSpec:
     if spec.page_size_bytes == page_bytes:
         return spec
     if spec.kind != "mamba" and page_bytes % spec.page_size_bytes == 0:
         return replace(spec, block_size=spec.block_size * (page_bytes // spec.page_size_bytes))
-    if spec.kind == "mamba" or strided_pages:
+    if spec.kind == "mamba" or spec.strided_pages:
         return replace(spec, page_size_padded=page_bytes)
     raise reject(
         "attention_backend",

@@ -102,7 +102,8 @@ class CacheSpec:
     """The page of one layer (vLLM KVCacheSpec). Two layers may share a block table only if their specs are equal.
 
     `window` is the sliding window or the local chunk in tokens; `state_bytes` one request's recurrent state before
-    padding; `page_size_padded` the physical page where it is larger than the natural one.
+    padding; `page_size_padded` the physical page where it is larger than the natural one; `strided_pages` that the
+    backend tolerates such padding.
     """
 
     kind: CacheKind
@@ -120,6 +121,7 @@ class CacheSpec:
     mamba_kind: str = ""
     num_speculative_blocks: int = 0
     page_size_padded: int | None = None
+    strided_pages: bool = False
 
     @property
     def page_size_bytes(self) -> int:
@@ -174,6 +176,7 @@ def cache_spec(
     window_block_size: int,
     mamba_block_size: int,
     mamba_page_padded_bytes: int | None = None,
+    strided_pages: bool = False,
 ) -> CacheSpec:
     """The spec that a layer registers, given the pool's block sizes in tokens.
 
@@ -208,6 +211,7 @@ def cache_spec(
         window=layer.window if layer.kind not in ("full_attention", "mla_attention", "cross_attention") else None,
         compress_ratio=layer.compress_ratio,
         model_version=layer.model_version,
+        strided_pages=strided_pages,
     )
     if layer.alignment_bytes is None or spec.payload_bytes % layer.alignment_bytes == 0:
         return spec

@@ -120,11 +120,7 @@ def build_pool(stages: Sequence[tuple[LayerKVSpec, ...]], config: EngineConfig) 
     _check_parallelism(layers, config)
     sizes = align_block_sizes(layers, config)
     specs = _specs(layers, sizes, config)
-    groups = group_layers(
-        specs,
-        hybrid_manager=_hybrid_manager(layers, config),
-        strided_pages=indexes_by_block_stride(config.attention_backend),
-    )
+    groups = group_layers(specs, hybrid_manager=_hybrid_manager(layers, config))
     return KVPool(
         stages=tuple(_stage_pool(groups, frozenset(layer.layer_name for layer in stage), config) for stage in cached),
         block_size=sizes.block_size,
@@ -159,6 +155,7 @@ def _specs(layers: Sequence[LayerKVSpec], sizes: BlockSizes, config: EngineConfi
             window_block_size=window_block_size,
             mamba_block_size=sizes.mamba_block_size,
             mamba_page_padded_bytes=sizes.mamba_page_padded_bytes,
+            strided_pages=indexes_by_block_stride(config.attention_backend),
         )
         for layer in layers
     }
@@ -171,13 +168,15 @@ def _stage_pool(groups: Sequence[LayerGroup], layer_names: frozenset[str], confi
     described = tuple(_describe(group, count, config) for group, count in zip(kept, counts, strict=True))
     if not groups:
         return StagePool((), 0, 0)
+    group_size = max(counts)
+    if group_size == 0:
+        mixed = all(group.mixed for group in kept)
+        message = "integer division or modulo by zero" if mixed else "group_size must be greater than 0"
+        raise reject("parallelism", message, fix=("a pipeline stage without a single cached layer cannot start",))
     if len(kept) == 1 and kept[0].mixed:
         return StagePool(described, kept[0].page_size_bytes, kept[0].page_size_bytes)
     if all(group.mixed for group in kept):
         return StagePool(described, _packed_block_bytes(held), _packed_needed_bytes(kept))
-    group_size = max(counts)
-    if group_size == 0:
-        raise reject("parallelism", "group_size must be greater than 0")
     bytes_per_block = kept[0].page_size_bytes * group_size
     return StagePool(described, bytes_per_block, bytes_per_block)
 
