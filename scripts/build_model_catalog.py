@@ -34,21 +34,22 @@ PROCESSOR_FILES = {
     "processor_config": "processor_config.json",
     "hf_quant_config": "hf_quant_config.json",
 }
-DROPPED_KEYS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _commit_hash _from_model_config _name_or_path add_cross_attention
-    attention_softmax_in_fp32 attn_implementation aux_loss_alpha auto_map bad_words_ids begin_suppress_tokens bf16
-    chunk_size_feed_forward cross_attention_hidden_size diversity_penalty do_sample early_stopping
-    encoder_no_repeat_ngram_size eos_id ep_size exponential_decay_length_penalty finetuning_task fp16 fp32
-    gradient_clipping id2label ignore_index ignored_index img_end_id img_id image_start_id init_std initializer_factor
-    initializer_range input_jitter_noise label2id length_penalty max_length min_length no_repeat_ngram_size num_beam_groups
-    num_beams num_return_sequences onnx_safe output_attentions output_hidden_states output_router_logits output_scores
-    prefix pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate router_aux_loss_coef router_jitter_noise seq_aux support_languages suppress_tokens
-    task_specific_params temperature template tf_legacy_loss tie_encoder_decoder time_step_limit tokenizer_class
-    tokenizer_type torchscript transformers_version typical_p use_bfloat16 use_cache
-    """.split()
-)
+DROPPED_KEYS = frozenset({
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_from_model_config", "_name_or_path",
+    "add_cross_attention", "attention_softmax_in_fp32", "attn_implementation", "aux_loss_alpha", "auto_map",
+    "bad_words_ids", "begin_suppress_tokens", "bf16", "chunk_size_feed_forward", "cross_attention_hidden_size",
+    "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_id", "ep_size",
+    "exponential_decay_length_penalty", "finetuning_task", "fp16", "fp32", "gradient_clipping", "id2label",
+    "ignore_index", "ignored_index", "img_end_id", "img_id", "image_start_id", "init_std", "initializer_factor",
+    "initializer_range", "input_jitter_noise", "label2id", "length_penalty", "max_length", "min_length",
+    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "onnx_safe",
+    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores", "prefix",
+    "pretraining_tp", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "router_aux_loss_coef", "router_jitter_noise", "seq_aux", "support_languages",
+    "suppress_tokens", "task_specific_params", "temperature", "template", "tf_legacy_loss", "tie_encoder_decoder",
+    "time_step_limit", "tokenizer_class", "tokenizer_type", "torchscript", "transformers_version", "typical_p",
+    "use_bfloat16", "use_cache",
+})  # fmt: skip
 DROPPED_PATTERN = re.compile(r"token_ids?$|token_index$|dropout|_pdrop$|drop_path_rate|layerdrop|drop_prob$")
 DROPPED_PROCESSOR_PATTERN = re.compile(
     r"^(do_(?!pan_and_scan|resize|image_splitting)|image_mean$|image_std$|norm_|rescale|resample|auto_map|dither|padding|return_"

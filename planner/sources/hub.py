@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from planner.errors import InputError, OutsideError
 from planner.model.spec import ModelFiles
 from planner.sources.json_file import MAX_JSON_BYTES, decode, parse_json_object
-from planner.sources.model_folder import CONFIG, INDEX, SIDE_FILES, index_bytes, reads_headers
+from planner.sources.model_folder import CONFIG, INDEX, SIDE_FILES, assemble, index_bytes, reads_headers
 from planner.sources.safetensors_headers import CheckpointTensors, summarize
 
 _REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}|[\w.-]{1,96}")
@@ -32,7 +34,7 @@ def fetch_model(repository: str, source: Literal["hf", "modelscope"], *, hint: s
     """
     if not _REPOSITORY.fullmatch(repository) or ".." in repository:
         raise InputError(f"--model {repository!r}: neither a path nor an id of the form owner/name{hint}")
-    fetch = _hugging_face(repository) if source == "hf" else _modelscope(repository)
+    fetch = _hugging_face(repository, hint) if source == "hf" else _modelscope(repository)
     where = f"{repository} ({'Hugging Face' if source == 'hf' else 'ModelScope'})"
     text = fetch(CONFIG, MAX_JSON_BYTES)
     if text is None:
@@ -46,15 +48,7 @@ def fetch_model(repository: str, source: Literal["hf", "modelscope"], *, hint: s
     index = fetch(INDEX, MAX_INDEX_BYTES)
     size = index_bytes(parse_json_object(index, f"{where} {INDEX}")) if index is not None else None
     headers = _hugging_face_headers(repository) if source == "hf" and (size is None or reads_headers(config)) else None
-    return ModelFiles(
-        name=repository,
-        config=config,
-        **side,
-        unquantized_modules=headers.unquantized_modules if headers else None,
-        quantized_modules=headers.quantized_modules if headers else None,
-        checkpoint_bytes=size or (headers.tensor_bytes if headers else None),
-        source=where,
-    )
+    return assemble(repository, config, side, headers=headers, index_total=size, source=where)
 
 
 def check_endpoint(url: str) -> None:
@@ -65,9 +59,10 @@ def check_endpoint(url: str) -> None:
     raise InputError(f"HF_ENDPOINT {url!r}: only https endpoints are used")
 
 
-def _hugging_face(repository: str) -> Fetch:
+def _hugging_face(repository: str, hint: str) -> Fetch:
     """Fetch through huggingface_hub, which honours HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE."""
-    check_endpoint(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    check_endpoint(endpoint)
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -75,10 +70,12 @@ def _hugging_face(repository: str) -> Fetch:
         raise OutsideError(
             "fetching from Hugging Face needs the package huggingface_hub (pip install 'vplan[hub]')"
         ) from None
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    cache_only = not _has_address(endpoint)
 
     def fetch(file: str, limit_bytes: int) -> str | None:
         try:
-            path = huggingface_hub.hf_hub_download(repository, file)
+            path = huggingface_hub.hf_hub_download(repository, file, local_files_only=cache_only)
             with open(path, "rb") as content:
                 return decode(content.read(limit_bytes + 1), f"{repository} {file}", limit_bytes=limit_bytes)
         except errors.GatedRepoError:
@@ -88,11 +85,22 @@ def _hugging_face(repository: str) -> Fetch:
         except errors.LocalEntryNotFoundError:
             if file != CONFIG:
                 return None
-            raise OutsideError(f"{repository}: Hugging Face cannot be reached and {file} is not in its cache") from None
+            raise OutsideError(f"{repository}: Hugging Face cannot be reached, nothing of it is cached{hint}") from None
         except Exception as error:
             raise OutsideError(f"{repository}: {_one_line(error)}") from None
 
     return fetch
+
+
+def _has_address(endpoint: str) -> bool:
+    """Whether the endpoint's name resolves (or a proxy will see to it): without, many retries would come first."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _hugging_face_headers(repository: str) -> CheckpointTensors | None:

@@ -12,10 +12,10 @@ from planner.errors import InputError
 from planner.model.spec import ModelFiles
 from planner.sources.catalog_files import CatalogText, catalog_texts
 from planner.sources.json_file import check_values
+from planner.sources.model_folder import assemble
 from planner.sources.yaml_stream import Document, split_documents
 
-_FILES = {
-    "config": "config",
+_SIDE = {
     "processor": "preprocessor",
     "video_processor": "video_preprocessor",
     "processor_config": "processor",
@@ -25,6 +25,7 @@ _FILES = {
 _OTHER_KEYS = frozenset(
     {
         "id",
+        "config",
         "aliases",
         "modelscope",
         "source",
@@ -88,21 +89,18 @@ def model_from_entry(document: Document) -> ModelFiles:
     """One catalog document as ModelFiles. InputError names the file and line of a malformed entry."""
     entry = document.parse()
     where = f"{document.where}, line {document.line}"
-    unknown = sorted(str(key) for key in entry if key not in _FILES and key not in _OTHER_KEYS)
+    unknown = sorted(str(key) for key in entry if key not in _SIDE and key not in _OTHER_KEYS)
     if unknown:
         raise InputError(f"{where}: unknown key {unknown[0]!r} in a model entry")
     if not isinstance(entry.get("config"), dict):
         raise InputError(f"{where}: a model entry needs a config, with the keys of config.json")
     check_values(entry, where)
-    files = {field: _mapping(entry[key], key, where) for key, field in _FILES.items() if key in entry}
-    return ModelFiles(
-        name=str(entry["id"]),
-        **files,
-        unquantized_modules=_modules(entry, "unquantized_modules", where),
-        quantized_modules=_modules(entry, "quantized_modules", where),
-        checkpoint_bytes=_bytes(entry.get("checkpoint_bytes"), where),
-        source=str(entry["source"]) if "source" in entry else document.where,
-    )
+    side = {field: _mapping(entry[key], key, where) for key, field in _SIDE.items() if key in entry}
+    source = str(entry["source"]) if "source" in entry else document.where
+    size = _bytes(entry.get("checkpoint_bytes"), where)
+    files = assemble(str(entry["id"]), entry["config"], side, headers=None, index_total=size, source=source)
+    modules = {key: _modules(entry, key, where) for key in ("unquantized_modules", "quantized_modules")}
+    return files.model_copy(update=modules)
 
 
 def _mapping(value: object, key: str, where: str) -> dict[str, Any]:

@@ -41,15 +41,34 @@ def load_folder(path: Path, name: str | None = None) -> ModelFiles:
         checkpoint_bytes = index_bytes(read_json_object(folder / INDEX)) if (folder / INDEX).is_file() else None
         if checkpoint_bytes is None or reads_headers(config):
             headers = summarize_folder(folder)
+    files = assemble(
+        name or str(path), config, side, headers=headers, index_total=checkpoint_bytes, source=str(config_path)
+    )
+    return files.model_copy(update={"path": str(folder)})
+
+
+def assemble(
+    name: str,
+    config: dict[str, Any],
+    side: dict[str, dict[str, Any]],
+    *,
+    headers: CheckpointTensors | None,
+    index_total: int | None,
+    source: str,
+) -> ModelFiles:
+    """ModelFiles of what was read: `side` by the keys of SIDE_FILES, `index_total` in bytes (else the headers' sum)."""
     return ModelFiles(
-        name=name or str(path),
-        path=str(folder),
+        name=name,
         config=config,
-        **side,
+        preprocessor=side.get("preprocessor", {}),
+        video_preprocessor=side.get("video_preprocessor", {}),
+        processor=side.get("processor", {}),
+        generation=side.get("generation", {}),
+        hf_quant=side.get("hf_quant", {}),
         unquantized_modules=headers.unquantized_modules if headers else None,
         quantized_modules=headers.quantized_modules if headers else None,
-        checkpoint_bytes=checkpoint_bytes or (headers.tensor_bytes if headers else None),
-        source=str(config_path),
+        checkpoint_bytes=index_total or (headers.tensor_bytes if headers else None),
+        source=source,
     )
 
 
