@@ -1,0 +1,52 @@
+"""What a search varies, and what the user wants from it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from planner.engine.args import EngineArgs
+from planner.values import Value
+
+Objective = Literal["context", "concurrency", "balanced"]
+
+SEQUENCES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+BATCHED_TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
+UTILIZATIONS = tuple(percent / 100 for percent in range(60, 99))
+LENGTH_STEPS = 24
+
+
+class Workload(Value):
+    """The load that a plan must hold.
+
+    `concurrency` requests of max_model_len tokens at once; `images` and `videos` of the given size in each request
+    (width and height in pixels, seconds of video). `max_model_len` is the shortest length that will do.
+    """
+
+    concurrency: int | None = None
+    images: int = 0
+    image_width: int = 1024
+    image_height: int = 1024
+    videos: int = 0
+    video_seconds: float = 0.0
+    min_model_len: int = 1
+
+
+class SearchOptions(Value):
+    """`given` are the flags that the user fixed: the search respects them. `safety_margin` is the share of what the
+    device's ledger predicts that must stay free on top of it."""
+
+    objective: Objective = "balanced"
+    workload: Workload = Workload()
+    safety_margin: float = 0.10
+    args: EngineArgs = EngineArgs()
+    given: tuple[str, ...] = ()
+    max_plans: int = 5
+
+
+def ladder(low: int, high: int, steps: int, multiple: int) -> tuple[int, ...]:
+    """Lengths from `low` to `high` in equal ratios, each a multiple of `multiple`; `high` itself is the last."""
+    if high <= low:
+        return (high,)
+    ratio = (high / low) ** (1 / (steps - 1))
+    inner = {round(low * ratio**step) // multiple * multiple for step in range(steps - 1)}
+    return tuple(sorted(value for value in inner if low <= value < high)) + (high,)
