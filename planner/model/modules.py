@@ -67,6 +67,7 @@ class Linear(Module):
     lists of quantized checkpoints speak of those. `tensor_parallel` False: built with disable_tp (full copy).
     A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
     `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
+    `whole_unless_divides`: where tensor parallelism does not divide this number, each rank has a full copy.
     """
 
     input_size: int
@@ -78,13 +79,14 @@ class Linear(Module):
     shard_names: tuple[str, ...] = ()
     tensor_parallel: bool = True
     num_heads: int | None = None
+    whole_unless_divides: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QKVLinear(Module):
     """Fused query, key and value (vLLM QKVParallelLinear): KV heads are replicated when tp exceeds them.
 
-    `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
+    `whole_unless_divides`: as in `Linear`. `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
     """
 
     hidden_size: int
@@ -98,6 +100,7 @@ class QKVLinear(Module):
     shard_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     tensor_parallel: bool = True
     output_gate: bool = False
+    whole_unless_divides: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

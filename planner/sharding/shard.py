@@ -109,7 +109,7 @@ class _RankBuilder:
 
     @add.register
     def _(self, module: Linear) -> None:
-        tp = self._tp(module) if module.tensor_parallel else 1
+        tp = self._linear_tp(module)
         inputs, outputs = module.input_size, module.output_sizes
         if module.num_heads is not None:
             divide(module.num_heads, tp)
@@ -131,7 +131,7 @@ class _RankBuilder:
 
     @add.register
     def _(self, module: QKVLinear) -> None:
-        tp = self._tp(module) if module.tensor_parallel else 1
+        tp = self._linear_tp(module)
         heads = divide(module.num_heads, tp)
         kv_heads = kv_heads_per_rank(module.num_kv_heads, tp)
         head_size_v = module.head_size_v or module.head_size
@@ -236,6 +236,11 @@ class _RankBuilder:
         if module.component in ("vision_tower", "audio_tower") and self._encoder_data_parallel:
             return 1
         return self.config.tensor_parallel_size
+
+    def _linear_tp(self, module: Linear | QKVLinear) -> int:
+        tp = self._tp(module) if module.tensor_parallel else 1
+        unit = module.whole_unless_divides
+        return 1 if unit is not None and unit % tp else tp
 
     def _scheme(self, module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding) -> Scheme:
         return self.selector.scheme(module) if module.quantizable else UNQUANTIZED
