@@ -1,6 +1,6 @@
 """Llama and the decoders that vLLM builds from its classes.
 
-Source: vLLM 0.26.0 model_executor/models/llama.py, mistral.py, phi3.py, qwen2.py, qwen3.py, mimo.py, glm.py, ernie45.py.
+Source: vLLM 0.26.0 model_executor/models/{llama,mistral,phi3,qwen2,qwen3,mimo,glm,ernie45}.py.
 """
 
 from __future__ import annotations
@@ -122,14 +122,29 @@ def decoder(
     def attention(at: str, layer: int) -> list[Module]:
         kind, window = windows.of(layer)
         return self_attention(
-            at, layer, heads, qkv_bias=qkv_bias, out_bias=out_bias, rope=table, qk_norm=qk_norm, kind=kind,
-            max_position=dims.max_position_embeddings, window=window, interleaved=interleaved,
-        )  # fmt: skip
+            at,
+            layer,
+            heads,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            rope=table,
+            qk_norm=qk_norm,
+            kind=kind,
+            max_position=dims.max_position_embeddings,
+            window=window,
+            interleaved=interleaved,
+        )
 
     def feed_forward(at: str, layer: int) -> list[Module]:
         return gated_mlp(at, layer, dims.hidden_size, dims.intermediate_size, bias=mlp_bias)
 
     return assemble(
-        dims, prefix=prefix, attention=attention, feed_forward=feed_forward, names=names, fused=fused,
-        every_stage=every_stage, tied=config.flag("tie_word_embeddings") if tied is None else tied,
-    )  # fmt: skip
+        dims,
+        prefix=prefix,
+        attention=attention,
+        feed_forward=feed_forward,
+        names=names,
+        fused=fused,
+        every_stage=every_stage,
+        tied=config.flag("tie_word_embeddings") if tied is None else tied,
+    )
