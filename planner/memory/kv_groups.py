@@ -6,7 +6,7 @@ Source: vLLM 0.26.0 v1/core/kv_cache_utils.py:1728 get_kv_cache_groups and what 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.errors import UnsupportedError
@@ -199,5 +199,8 @@ def _split_windows(group: LayerGroup, sizes: Sequence[int], height: int) -> list
 def _least_padding(heights: Sequence[int]) -> int:
     """The column height, not below the first, that rounds all heights up with the least padding; ties take the
     larger (vLLM _approximate_gcd)."""
-    padding: Callable[[int], int] = lambda height: sum(round_up(value, height) - value for value in heights)  # noqa: E731
+
+    def padding(height: int) -> int:
+        return sum(round_up(value, height) - value for value in heights)
+
     return min(range(heights[0], max(heights) + 1), key=lambda height: (padding(height), -height))

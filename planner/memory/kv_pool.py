@@ -162,12 +162,12 @@ def _specs(layers: Sequence[LayerKVSpec], sizes: BlockSizes, config: EngineConfi
 
 
 def _stage_pool(groups: Sequence[LayerGroup], layer_names: frozenset[str], config: EngineConfig) -> StagePool:
-    held = project(groups, layer_names)
-    kept = [part or LayerGroup(whole.specs, whole.mixed) for part, whole in zip(held, groups, strict=True)]
-    counts = [len(part.specs) if part else 0 for part in held]
-    described = tuple(_describe(group, count, config) for group, count in zip(kept, counts, strict=True))
     if not groups:
         return StagePool((), 0, 0)
+    held = project(groups, layer_names)
+    kept = [part or whole for part, whole in zip(held, groups, strict=True)]
+    counts = [len(part.specs) if part else 0 for part in held]
+    described = tuple(_describe(group, count, config) for group, count in zip(kept, counts, strict=True))
     group_size = max(counts)
     if group_size == 0:
         mixed = all(group.mixed for group in kept)
@@ -200,8 +200,8 @@ def _packed_needed_bytes(kept: Sequence[LayerGroup]) -> int:
 def _describe(group: LayerGroup, num_layers: int, config: EngineConfig) -> KVGroup:
     widest = max(group.specs.values(), key=lambda spec: spec.page_size_bytes)
     kinds = {spec.kind for spec in group.specs.values()}
-    batches_window = {"sliding_window": -1, "sliding_window_mla": -1, "chunked_local_attention": 0}
-    window_tokens = None if widest.window is None else widest.window + batches_window[widest.kind]
+    window_offset = {"sliding_window": -1, "sliding_window_mla": -1, "chunked_local_attention": 0}
+    window_tokens = None if widest.window is None else widest.window + window_offset[widest.kind]
     extra = 0
     grows = True
     if widest.kind == "mamba":
