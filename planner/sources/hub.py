@@ -128,11 +128,11 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _modelscope(repository: str, endpoint: str = MODELSCOPE) -> Fetch:
+def _modelscope(repository: str) -> Fetch:
     opener = urllib.request.build_opener(_HttpsOnly)
 
     def fetch(file: str, limit_bytes: int) -> str | None:
-        url = f"{endpoint}/models/{quote(repository)}/resolve/master/{file}"
+        url = f"{MODELSCOPE}/models/{quote(repository)}/resolve/master/{file}"
         try:
             with opener.open(url, timeout=_TIMEOUT_SECONDS) as response:
                 return decode(response.read(limit_bytes + 1), url, limit_bytes=limit_bytes)
