@@ -1,0 +1,83 @@
+"""The public Python interface: one function for each planning command, from names and flags to values.
+
+Every function takes a `Request` and raises `planner.errors` exceptions for what is no answer.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from planner.engine.args import EngineArgs
+from planner.errors import InputError
+from planner.hardware.spec import GpuPool
+from planner.memory.assess import Assessment, assess
+from planner.model.build import build_model
+from planner.model.spec import ModelSpec
+from planner.search.space import SearchOptions
+from planner.values import Value
+
+DEFAULT_VERSION = "0.26.0"
+"""The newest release verified on hardware."""
+
+
+class Request(Value):
+    """What the user asks about. `given` names the EngineArgs fields that were set on purpose."""
+
+    model: str
+    gpus: str
+    vllm_version: str | None = None
+    source: str = "hf"
+    offline: bool = False
+    hardware_catalogs: tuple[str, ...] = ()
+    model_catalogs: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    args: EngineArgs = EngineArgs()
+
+    @property
+    def version(self) -> str:
+        return self.vllm_version or DEFAULT_VERSION
+
+
+def load_spec(request: Request) -> ModelSpec:
+    """The model that the request names, from a folder, a catalog or a hub."""
+    from planner.sources.load import load_model
+
+    source: Literal["hf", "modelscope"]
+    if request.source == "hf":
+        source = "hf"
+    elif request.source == "modelscope":
+        source = "modelscope"
+    else:
+        raise InputError(f"--source: choose hf or modelscope, not {request.source!r}")
+    files = load_model(request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs)
+    overrides = _json_object(request.args.hf_overrides, "--hf-overrides")
+    return build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
+
+
+def load_gpus(request: Request) -> GpuPool:
+    """The cards that the request names."""
+    from planner.sources.gpu_pool import parse_gpus
+    from planner.sources.hardware_catalog import load_hardware_catalog
+
+    return parse_gpus(request.gpus, load_hardware_catalog(request.hardware_catalogs))
+
+
+def estimate(request: Request) -> Assessment:
+    """What vLLM will do with exactly these flags."""
+    return assess(load_spec(request), load_gpus(request), request.args, request.version)
+
+
+def _json_object(text: str | None, where: str) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object")
+    return value
+
+
+__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "load_gpus", "load_spec"]

@@ -1,0 +1,39 @@
+"""Where a command's answer goes: standard output or --output, in the asked format."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.errors import InputError, OutsideError
+
+FORMATS = ("text", "json", "csv", "markdown")
+
+Format = Annotated[str, typer.Option("--format", help="text, json, csv or markdown.")]
+Output = Annotated[str | None, typer.Option("--output", help="Write the answer to this file.", show_default=False)]
+
+
+def check_format(chosen: str, allowed: tuple[str, ...] = FORMATS) -> str:
+    if chosen not in allowed:
+        raise InputError(f"--format: choose one of {', '.join(allowed)}, not {chosen!r}")
+    return chosen
+
+
+def write(text: str, output: str | None) -> None:
+    """The answer, ending in one newline."""
+    text = text.rstrip("\n") + "\n"
+    if output is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    try:
+        Path(output).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutsideError(f"--output {output}: {error.strerror or error}") from None
+
+
+def wants_color(output: str | None) -> bool:
+    return output is None and sys.stdout.isatty()

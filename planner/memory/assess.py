@@ -1,0 +1,286 @@
+"""One set of flags on one kind of card -> the estimate, with everything that it was computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from planner.engine.args import EngineArgs
+from planner.engine.config import EngineConfig
+from planner.engine.resolve import resolve
+from planner.hardware.spec import GpuPool
+from planner.memory.kv_capacity import (
+    auto_max_model_len,
+    capacity_tokens,
+    check_fits,
+    max_concurrency,
+    num_blocks,
+    usable_tokens,
+)
+from planner.memory.kv_pool import KVPool, build_pool
+from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCacheSummary, PerGpu
+from planner.memory.runtime import RuntimeTerms, StaticCosts, runtime_terms, static_costs
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+from planner.sharding.shard import shard_stages
+from planner.units import format_gib
+from planner.values import Rejected, Rejection, reject
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What does not change with lengths, batch sizes and utilization: the shares of the stages and their pool."""
+
+    model: ModelSpec
+    gpus: GpuPool
+    config: EngineConfig
+    shares: tuple[RankShare, ...]
+    pool: KVPool
+    static: tuple[StaticCosts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """An estimate and its evidence. What vLLM's refusal came before is None."""
+
+    estimate: Estimate
+    config: EngineConfig | None = None
+    deployment: Deployment | None = None
+    terms: tuple[RuntimeTerms, ...] = ()
+
+
+def assess(model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str) -> Assessment:
+    """Follow vLLM from flags to the running engine, and say where it would stop.
+
+    Raises InputError and UnsupportedError for what is no answer; a refusal of vLLM's is an answer.
+    """
+    try:
+        config = resolve(model, gpus.gpu, args, vllm_version)
+        deployment = deploy(model, gpus, config)
+    except Rejected as refused:
+        return Assessment(_refused(model, gpus, vllm_version, refused.rejection))
+    return assess_deployment(deployment)
+
+
+def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig) -> Deployment:
+    """Split the model and form its pool. Raises Rejected where vLLM refuses the split."""
+    if config.world_size > gpus.world_size:
+        raise reject(
+            "parallelism",
+            f"World size ({config.world_size}) is larger than the number of available GPUs ({gpus.world_size}).",
+        )
+    shares = shard_stages(model, config)
+    return Deployment(
+        model=model,
+        gpus=gpus,
+        config=config,
+        shares=shares,
+        pool=build_pool([share.kv_layers for share in shares], config),
+        static=tuple(static_costs(model, share, config, gpus.gpu) for share in shares),
+    )
+
+
+def assess_deployment(deployment: Deployment) -> Assessment:
+    """The books of every stage under the deployment's own configuration, then vLLM's checks in its order."""
+    config, gpu, pool = deployment.config, deployment.gpus.gpu, deployment.pool
+    terms = tuple(
+        runtime_terms(deployment.model, share, config, gpu, static)
+        for share, static in zip(deployment.shares, deployment.static, strict=True)
+    )
+    requested = requested_memory_bytes(gpu.total_memory_bytes, config.gpu_memory_utilization)
+    available = tuple(available_kv_cache_bytes(requested, term, config) for term in terms)
+    rejection: Rejection | None = None
+    blocks = 0
+    try:
+        rejection = _startup_rejection(deployment, terms, requested)
+        if rejection is None:
+            config = _with_length(deployment, available)
+            rejection = check_fits(pool, available, config)
+        if rejection is None:
+            blocks = num_blocks(pool, available)
+    except Rejected as refused:
+        rejection = refused.rejection
+    fullest = min(range(len(terms)), key=lambda stage: available[stage])
+    per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks)
+    if rejection is None and per_gpu.used_after_startup_bytes > gpu.total_memory_bytes:
+        rejection = _device_rejection(per_gpu)
+    estimate = Estimate(
+        model=deployment.model.name,
+        gpus=deployment.gpus.spelling,
+        vllm_version=config.vllm_version,
+        verdict="starts" if rejection is None else "rejected",
+        rejection=rejection,
+        engine=_engine(config, pool),
+        per_gpu=per_gpu,
+        kv_cache=_cache(pool, blocks, config),
+        warnings=(*config.warnings, *deployment.model.notes, *_slack_warning(per_gpu, rejection)),
+    )
+    return Assessment(estimate, config, deployment, terms)
+
+
+def requested_memory_bytes(total_memory_bytes: int, gpu_memory_utilization: float) -> int:
+    """Source: vLLM 0.26.0 v1/worker/utils.py:425 request_memory."""
+    return ceil(total_memory_bytes * gpu_memory_utilization)
+
+
+def available_kv_cache_bytes(requested_bytes: int, terms: RuntimeTerms, config: EngineConfig) -> int:
+    """What the engine leaves for the cache, or --kv-cache-memory-bytes as given.
+
+    Source: vLLM 0.26.0 v1/worker/gpu_worker.py:448 determine_available_memory.
+    """
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes
+    return requested_bytes - terms.non_kv_bytes
+
+
+def _with_length(deployment: Deployment, available: tuple[int, ...]) -> EngineConfig:
+    config = deployment.config
+    if config.max_model_len != -1:
+        return config
+    full = config.model_copy(update={"max_model_len": deployment.model.derived_max_model_len})
+    return full.model_copy(update={"max_model_len": auto_max_model_len(deployment.pool, available, full)})
+
+
+def _startup_rejection(deployment: Deployment, terms: tuple[RuntimeTerms, ...], requested: int) -> Rejection | None:
+    """Free memory below the request at startup, then the weights and the profile run against the card itself."""
+    total = deployment.gpus.gpu.total_memory_bytes
+    utilization = deployment.config.gpu_memory_utilization
+    for term in terms:
+        free = total - term.cuda_context_bytes
+        if free < requested:
+            return Rejection(
+                bottleneck="startup_memory",
+                message=(
+                    f"Free memory on device cuda:0 ({_gib(free)}/{_gib(total)} GiB) on startup is less than desired GPU "
+                    f"memory utilization ({utilization:g}, {_gib(requested)} GiB). Decrease GPU memory utilization or "
+                    "reduce GPU memory used by other processes."
+                ),
+                need_bytes=requested,
+                have_bytes=free,
+                fix=(f"--gpu-memory-utilization {int(free / total * 1000) / 1000:g}",),
+            )
+        if term.weights_memory_bytes > free:
+            return Rejection(
+                bottleneck="weights",
+                message=(
+                    "Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization to free memory "
+                    "for weights, increasing --tensor-parallel-size, or using --quantization."
+                ),
+                need_bytes=term.weights_memory_bytes,
+                have_bytes=free,
+                fix=("a larger --tensor-parallel-size", "a quantized checkpoint"),
+            )
+        if term.profile_peak_bytes > total:
+            return Rejection(
+                bottleneck="device_memory",
+                message="CUDA out of memory while profiling: weights, runner state and peak activation exceed the card.",
+                need_bytes=term.profile_peak_bytes,
+                have_bytes=total,
+                fix=("a smaller --max-num-batched-tokens", "a smaller --max-num-seqs"),
+            )
+    return None
+
+
+def _device_rejection(per_gpu: PerGpu) -> Rejection:
+    over = per_gpu.used_after_startup_bytes - per_gpu.total_memory_bytes
+    share = (per_gpu.requested_memory_bytes - over) / per_gpu.total_memory_bytes
+    return Rejection(
+        bottleneck="device_memory",
+        message=(
+            f"CUDA out of memory during startup: the engine's budget holds, but the device would need "
+            f"{format_gib(per_gpu.used_after_startup_bytes)} of {format_gib(per_gpu.total_memory_bytes)}."
+        ),
+        need_bytes=per_gpu.used_after_startup_bytes,
+        have_bytes=per_gpu.total_memory_bytes,
+        fix=(f"--gpu-memory-utilization {int(share * 1000) / 1000:g}", "a smaller --max-num-seqs"),
+    )
+
+
+def _slack_warning(per_gpu: PerGpu, rejection: Rejection | None) -> tuple[str, ...]:
+    need = per_gpu.used_after_startup_bytes + per_gpu.vision_encoder_runtime_peak_bytes
+    if rejection is not None or need <= per_gpu.total_memory_bytes:
+        return ()
+    return (
+        f"starts, but a full media batch needs {format_gib(per_gpu.vision_encoder_runtime_peak_bytes)} for the vision encoder "
+        f"and only {format_gib(per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes)} is left on the device; lower "
+        "--gpu-memory-utilization, --limit-mm-per-prompt or max_pixels",
+    )
+
+
+def _per_gpu(deployment: Deployment, term: RuntimeTerms, stage: int, requested: int, available: int, blocks: int) -> PerGpu:
+    cache = blocks * deployment.pool.stages[stage].bytes_per_block
+    used = term.device_bytes_beside_cache + cache
+    return PerGpu(
+        total_memory_bytes=deployment.gpus.gpu.total_memory_bytes,
+        requested_memory_bytes=requested,
+        parameter_bytes=deployment.shares[stage].parameter_bytes,
+        weights_memory_bytes=term.weights_memory_bytes,
+        peak_activation_bytes=term.peak_activation_bytes,
+        peak_activation_bytes_interval=term.peak_activation_interval,
+        non_torch_bytes=term.non_torch_bytes,
+        non_torch_bytes_interval=term.non_torch_interval,
+        cuda_graph_estimate_bytes=term.cuda_graph_estimate_bytes,
+        available_kv_cache_bytes=available,
+        runner_state_bytes=term.runner_state_bytes,
+        kv_cache_allocated_bytes=cache,
+        cuda_graph_actual_bytes=term.cuda_graph_actual_bytes,
+        cuda_context_bytes=term.cuda_context_bytes,
+        allocator_retained_bytes=term.allocator_retained_bytes,
+        used_after_startup_bytes=used,
+        vision_encoder_runtime_peak_bytes=term.encoder_runtime_peak_bytes,
+    )
+
+
+def _engine(config: EngineConfig, pool: KVPool) -> EngineSummary:
+    return EngineSummary(
+        model_runner=config.model_runner,
+        attention_backend=config.attention_backend,
+        dtype=config.dtype,
+        quantization=config.quantization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        pipeline_parallel_size=config.pipeline_parallel_size,
+        data_parallel_size=config.data_parallel_size,
+        enable_expert_parallel=config.enable_expert_parallel,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        kv_cache_dtype=config.kv_cache_dtype,
+        block_size=pool.block_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
+        cudagraph_capture_sizes=config.cudagraph_capture_sizes,
+    )
+
+
+def _cache(pool: KVPool, blocks: int, config: EngineConfig) -> KVCacheSummary:
+    length, batched = max(config.max_model_len, 1), config.max_num_batched_tokens
+    return KVCacheSummary(
+        bytes_per_block=pool.bytes_per_block,
+        bytes_per_token=pool.bytes_per_token,
+        num_gpu_blocks=blocks,
+        capacity_tokens=capacity_tokens(pool, blocks, length, batched) if blocks else 0,
+        max_concurrency=float(max_concurrency(pool, blocks, length, batched)) if blocks else 0.0,
+        usable_tokens=usable_tokens(pool, blocks, length, batched) if blocks else 0,
+        groups=tuple(
+            GroupSummary(
+                kind=group.kind,
+                num_layers=group.num_layers,
+                num_kv_heads=group.num_kv_heads,
+                head_size=group.head_size,
+                block_size=group.block_size,
+                page_size_bytes=group.page_size_bytes,
+            )
+            for group in pool.groups
+        ),
+    )
+
+
+def _refused(model: ModelSpec, gpus: GpuPool, vllm_version: str, rejection: Rejection) -> Estimate:
+    return Estimate(
+        model=model.name, gpus=gpus.spelling, vllm_version=vllm_version, verdict="rejected", rejection=rejection,
+        engine=None, per_gpu=None, kv_cache=None,
+    )  # fmt: skip
+
+
+def _gib(size_bytes: int) -> str:
+    return format_gib(size_bytes).removesuffix(" GiB")
