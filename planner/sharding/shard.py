@@ -126,6 +126,7 @@ class _RankBuilder:
             row_parallel=module.parallelism == "row",
             dtype=module.dtype or self.config.dtype,
             component=module.component,
+            tensor_parallel_size=tp,
         )
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
 
@@ -146,6 +147,7 @@ class _RankBuilder:
             row_parallel=False,
             dtype=module.dtype or self.config.dtype,
             component=module.component,
+            tensor_parallel_size=tp,
         )
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
 
@@ -168,6 +170,7 @@ class _RankBuilder:
         linear = LinearShard(
             name=module.name, input_size=hidden, output_sizes=(padded // tp,), full_input_size=hidden,
             full_output_sizes=(padded,), row_parallel=False, dtype=module.dtype or self.config.dtype,
+            tensor_parallel_size=tp,
         )
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, bias))
 
@@ -193,6 +196,7 @@ class _RankBuilder:
             dtype=module.dtype or config.dtype,
             expert_parallel=expert_parallel,
             activation=module.activation,
+            router_weight_on_input=module.router_weight_on_input,
         )
         self._emit(module, self._scheme(module).moe(moe))
         if expert_parallel and group > 1:
@@ -210,16 +214,16 @@ class _RankBuilder:
     @add.register
     def _(self, module: Attention) -> None:
         self._emit(module, Storage(tuple(Stored(name, (), "float32", "buffer") for name in _SCALES)))
-        if self.selector.kv_cache_scales:
-            names = ("q_scale", "k_scale", "v_scale", "prob_scale")
-            self._emit(module, Storage(tuple(Stored(name, (), "float32") for name in names), ()))
+        replicated = module.kind in ("mla_attention", "encoder_only")
+        heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
+        self._emit(module, self.selector.kv_scales(module, heads))
         if module.kind == "encoder_only" or module.shares_kv_with is not None:
             return
         self.kv_layers.append(
             LayerKVSpec(
                 layer_name=module.name,
                 kind=module.kind,
-                num_kv_heads=1 if module.kind == "mla_attention" else kv_heads_per_rank(module.num_kv_heads, self._tp(module)),
+                num_kv_heads=heads,
                 head_size=module.head_size,
                 head_size_v=module.head_size_v or module.head_size,
                 dtype=self.config.kv_torch_dtype,
@@ -233,7 +237,7 @@ class _RankBuilder:
         self.kv_layers.append(mamba_spec(module, self.config))
 
     def _tp(self, module: Module) -> int:
-        if module.component in ("vision_tower", "audio_tower") and self._encoder_data_parallel:
+        if module.component == "vision_tower" and self._encoder_data_parallel:
             return 1
         return self.config.tensor_parallel_size
 
@@ -260,8 +264,11 @@ def with_bias(storage: Storage, linear: LinearShard, bias: bool) -> Storage:
     """The weight's storage plus its bias: the rank's rows of a column layer, all of a row layer's."""
     if not bias:
         return storage
-    extra = (Stored("bias", (linear.output_size,), linear.dtype),)
-    return Storage(storage.created + extra, None if storage.loaded is None else storage.loaded + extra)
+    created = storage.created + (Stored("bias", (linear.output_size,), linear.dtype),)
+    if storage.loaded is None:
+        return Storage(created)
+    size = linear.output_size if storage.loaded_bias_size is None else storage.loaded_bias_size
+    return Storage(created, storage.loaded + (Stored("bias", (size,), linear.dtype),))
 
 
 def divide(numerator: int, denominator: int) -> int:
