@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from planner.errors import InputError
 from planner.sources.catalog_files import catalog_texts
 from planner.sources.hardware_catalog import load_hardware_catalog, normalized, total_memory_from_nvidia_smi
 from planner.sources.load import load_model
@@ -102,6 +103,15 @@ def test_every_model_entry_is_readable() -> None:
         assert files.config["architectures"]
         for variant in entry.get("variants", {}).values():
             assert catalog.find(variant) is not None, f"{identity} lists {variant}"
+
+
+def test_an_entry_can_be_shown_as_written() -> None:
+    models, gpus = load_model_catalog(), load_hardware_catalog()
+    assert models.text("qwen3-8b").startswith("id: Qwen/Qwen3-8B\n")
+    assert gpus.text("l20").startswith("name: L20\n")
+    assert [files.name for files in models.all()] == list(models.ids())
+    with pytest.raises(InputError, match="did you mean Qwen/Qwen3-8B"):
+        models.text("qwen/qwen3-8bb")
 
 
 def test_model_names_are_unique() -> None:

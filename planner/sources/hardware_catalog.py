@@ -25,8 +25,8 @@ _VENDOR_WORDS = ("nvidia-", "geforce-", "tesla-", "amd-", "instinct-")
 def total_memory_from_nvidia_smi(nvidia_smi_mib: int) -> int:
     """Bytes that CUDA will report as total, at the least, for a card whose nvidia-smi memory column is given in MiB.
 
-    The driver keeps a part for itself that nvidia-smi counts and CUDA does not. The largest part seen is 494 MiB on
-    cards up to 32 GiB, 654 MiB up to 48 GiB and 769 MiB above (the cards are listed in docs/catalogs.md); each is
+    The driver keeps a part for itself that nvidia-smi counts and CUDA does not. The largest part seen is 500 MiB on
+    cards up to 32 GiB, 652 MiB up to 48 GiB and 768 MiB above (the cards are listed in docs/catalogs.md); each is
     rounded up to the next 32 MiB, so the rule errs to less memory.
     """
     reserved_mib = next((mib for limit_mib, mib in _RESERVED_MIB if nvidia_smi_mib <= limit_mib), _RESERVED_MIB_ABOVE)
@@ -52,14 +52,20 @@ class HardwareCatalog:
 
         InputError with near misses when there is none, or with the candidates when the name fits several.
         """
+        return gpu_from_entry(self._document(name))
+
+    def text(self, name: str) -> str:
+        """The YAML of one entry as the file has it, found as `find` does."""
+        return self._document(name).text.strip("\n")
+
+    def _document(self, name: str) -> Document:
         wanted = normalized(name)
         if document := self._by_name.get(wanted):
-            return gpu_from_entry(document)
+            return document
         for document in self._documents:
-            if wanted and f"device_name: {name}".casefold() in document.text.casefold():
-                gpu = gpu_from_entry(document)
-                if normalized(gpu.device_name) == wanted:
-                    return gpu
+            named = f"device_name: {name.strip()}".casefold() in document.text.casefold()
+            if wanted and named and normalized(gpu_from_entry(document).device_name) == wanted:
+                return document
         families = [
             document for document in self._documents if any(_begins(known, wanted) for known in _names(document))
         ]
@@ -70,7 +76,7 @@ class HardwareCatalog:
 
     def _hint(self, wanted: str) -> str:
         near = difflib.get_close_matches(wanted, self._by_name, n=3, cutoff=0.6)
-        return f": did you mean {' or '.join(near)}?" if near else " (`vplan list gpus` names those known)"
+        return f": did you mean {' or '.join(near)}?" if near else " (`vplan catalog gpus list` names those known)"
 
     def all(self) -> tuple[GpuSpec, ...]:
         """Every entry in file order, built-ins first; an entry replaced by a later file appears once, as replaced."""

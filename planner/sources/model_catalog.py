@@ -61,6 +61,17 @@ class ModelCatalog:
         document = self._by_name.get(reference.strip().casefold())
         return document.parse() if document else None
 
+    def text(self, reference: str) -> str:
+        """The YAML of one entry as the file has it. InputError with near misses when there is none."""
+        document = self._by_name.get(reference.strip().casefold())
+        if document is None:
+            raise InputError(f"{reference!r} is not in the model catalog{self.hint(reference)}")
+        return document.text.strip("\n")
+
+    def all(self) -> tuple[ModelFiles, ...]:
+        """Every model in alphabetical order; an entry replaced by a later file appears once, as replaced."""
+        return tuple(model_from_entry(self._by_name[identity.casefold()]) for identity in self.ids())
+
     def ids(self) -> tuple[str, ...]:
         """Every id, in alphabetical order."""
         listed = {str(names[0]) for names in map(_names, self._documents)}
@@ -82,7 +93,8 @@ def _names(document: Document) -> tuple[str, ...]:
         raise InputError(f"{document.where}, line {document.line}: a model entry needs an id")
     aliases = entry.get("aliases") or []
     listed = aliases if isinstance(aliases, list) else [aliases]
-    return (entry["id"], *(str(alias) for alias in listed))
+    elsewhere = [entry["modelscope"]] if "modelscope" in entry else []
+    return (entry["id"], *(str(name) for name in (*listed, *elsewhere)))
 
 
 def model_from_entry(document: Document) -> ModelFiles:

@@ -14,7 +14,8 @@ from planner.errors import InputError
 _SEPARATOR = re.compile(r"---[ \t]*(?:#.*)?$", re.MULTILINE)
 _HEAD_CHARACTERS = 512
 _CONTENT = re.compile(r"^[ \t]*[^\s#]", re.MULTILINE)
-_NAME_LINE = re.compile(r"^(?:name|id|modelscope):[ \t]+([^#\n]+?)[ \t]*$", re.MULTILINE)
+_NAME_LINE = re.compile(r"^(?:name|id):[ \t]+([^#\n]+?)[ \t]*$", re.MULTILINE)
+_MODELSCOPE_LINE = re.compile(r"^modelscope:[ \t]+([^#\n]+?)[ \t]*$", re.MULTILINE)
 _ALIASES_LINE = re.compile(r"^aliases:[ \t]*\[([^\]\n]*)\][ \t]*$", re.MULTILINE)
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
@@ -103,7 +104,11 @@ def _header_names(head: str) -> tuple[str, ...] | None:
     names, aliases = _NAME_LINE.findall(head), _ALIASES_LINE.search(head)
     if not names or not aliases:
         return None
-    return tuple(_unquoted(part) for part in (*names, *aliases.group(1).split(",")) if part.strip())
+    return tuple(
+        _unquoted(part)
+        for part in (*names, *aliases.group(1).split(","), *_MODELSCOPE_LINE.findall(head))
+        if part.strip()
+    )
 
 
 def _unquoted(scalar: str) -> str:
