@@ -24,7 +24,7 @@ def resolve_cache_dtype(requested: str, model: ModelSpec, release: Release) -> t
     validate_nvfp4_kv_cache_with_mla, model_executor/layers/attention/attention.py:150,238.
     """
     if requested not in release.kv_cache_dtypes:
-        choices = ", ".join(release.kv_cache_dtypes)
+        choices = ", ".join(map(repr, release.kv_cache_dtypes))
         raise reject(
             "kv_cache_dtype",
             f"argument --kv-cache-dtype: invalid choice: '{requested}' (choose from {choices})",

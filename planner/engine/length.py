@@ -25,9 +25,10 @@ def resolve_max_model_len(args: EngineArgs, model: ModelSpec) -> tuple[int, tupl
     limit = max(model.derived_max_model_len, model.facts.model_max_length or 0)
     if wanted <= limit or not model.max_model_len_source:
         return wanted, ()
+    derived = model.facts.printed_max_model_len or str(model.derived_max_model_len)
     sentence = (
         f"User-specified max_model_len ({wanted}) is greater than the derived max_model_len "
-        f"({model.max_model_len_source}={_as_printed(model)} or model_max_length={model.facts.model_max_length} in "
+        f"({model.max_model_len_source}={derived} or model_max_length={model.facts.model_max_length} in "
         "model's config.json)."
     )
     caution = (
@@ -47,9 +48,3 @@ def resolve_max_model_len(args: EngineArgs, model: ModelSpec) -> tuple[int, tupl
 def default_length(model: ModelSpec) -> int:
     """The length served when the user names none, also the basis of defaults while it is still to be fitted."""
     return model.facts.default_max_model_len or model.derived_max_model_len
-
-
-def _as_printed(model: ModelSpec) -> str:
-    """vLLM multiplies by a scaling factor of 1.0 where the model has rotary embeddings, and so prints a float."""
-    scaled = model.facts.rope and "gemma3" not in model.model_type
-    return f"{model.derived_max_model_len}.0" if scaled else str(model.derived_max_model_len)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.model.spec import ModelSpec
+from planner.releases.release import Release
 from planner.values import reject
 
 
@@ -26,7 +27,7 @@ def refuse_sizes(args: EngineArgs) -> None:
         )
 
 
-def refuse_parallel(model: ModelSpec, args: EngineArgs) -> None:
+def refuse_parallel(model: ModelSpec, args: EngineArgs, release: Release) -> None:
     """Heads, experts, pipeline stages and decode context parallelism against the model. Raises Rejected."""
     heads, size = model.text.num_attention_heads, args.tensor_parallel_size
     if heads % size:
@@ -47,6 +48,12 @@ def refuse_parallel(model: ModelSpec, args: EngineArgs) -> None:
             "parallelism",
             "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` "
             "interface.",
+            fix=("--pipeline-parallel-size 1",),
+        )
+    if args.pipeline_parallel_size > 1 and model.architecture in release.pipeline_refused_architectures:
+        raise reject(
+            "parallelism",
+            "No model architectures are specified",
             fix=("--pipeline-parallel-size 1",),
         )
     if args.decode_context_parallel_size > 1 and not model.use_mla:

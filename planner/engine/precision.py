@@ -31,7 +31,7 @@ def resolve_dtype(requested: str, model: ModelSpec, gpu: GpuSpec) -> tuple[DType
     elif spelling in _SPELLINGS:
         dtype, warnings = _SPELLINGS[spelling], ()
     else:
-        choices = ", ".join(_CHOICES)
+        choices = ", ".join(map(repr, _CHOICES))
         raise reject("flag", f"argument --dtype: invalid choice: '{requested}' (choose from {choices})")
     if dtype == "float16" and model.model_type in _NO_FLOAT16:
         raise reject(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuSpec
 from planner.model.spec import QuantizationSpec
 from planner.releases.release import Release
@@ -23,7 +24,8 @@ _AWQ_SPELLINGS = ("awq", "awq_marlin", "auto_awq", "marlin")
 _GPTQ_SPELLINGS = ("gptq", "gptq_marlin", "auto_gptq", "marlin")
 _NEEDS_FILE = ("awq", "auto_awq", "awq_marlin", "gptq", "auto_gptq", "gptq_marlin", "moe_wna16", "inc", "modelopt",
                "modelopt_fp4", "modelopt_mxfp8", "modelopt_mixed")  # fmt: skip
-_NEEDS_CHECKPOINT = ("compressed-tensors", "quark", "torchao", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "humming")
+_NEEDS_CHECKPOINT = ("compressed-tensors", "quark", "torchao")
+_UNKNOWN_ONLINE = ("mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "humming")
 _HALF = ("bfloat16", "float16")
 _MIN_CAPABILITY = {
     "awq": 75, "auto_awq": 75, "awq_marlin": 75, "gptq": 60, "auto_gptq": 60, "gptq_marlin": 60, "fp8": 75,
@@ -123,18 +125,22 @@ def _refuse_unquantized(method: str) -> None:
             f"--quantization {method} needs a checkpoint quantized with it: config.json has no quantization_config",
             fix=("leave out --quantization", "--quantization fp8"),
         )
+    if method in _UNKNOWN_ONLINE:
+        raise UnsupportedError(
+            "quantization", f"--quantization {method} on an unquantized checkpoint is not supported by this planner"
+        )
 
 
-def refuse_quantization(method: str | None, dtype: DType, gpu: GpuSpec, *, is_online: bool) -> None:
+def refuse_quantization(method: str | None, dtype: DType, gpu: GpuSpec, checkpoint: QuantizationSpec | None) -> None:
     """The card's capability and the dtype against the method. Raises Rejected with vLLM's sentence.
 
     Source: vLLM 0.26.0 config/vllm.py:670 _get_quantization_config, quantization/*.py get_min_capability and
-    get_supported_act_dtypes. GPTQ declares 60, but its only kernels on the published wheel start at 75.
+    get_supported_act_dtypes.
     """
     if method is None:
         return
     capability = gpu.compute_capability[0] * 10 + gpu.compute_capability[1]
-    online = is_online and method in ONLINE_SHORTHANDS
+    online = checkpoint is None and method in ONLINE_SHORTHANDS
     minimum = _ONLINE_MIN_CAPABILITY if online else _MIN_CAPABILITY.get(method, _ONLINE_MIN_CAPABILITY)
     if capability < minimum:
         raise reject(
@@ -150,9 +156,27 @@ def refuse_quantization(method: str | None, dtype: DType, gpu: GpuSpec, *, is_on
             f"torch.{dtype} is not supported for quantization method {method}. Supported dtypes: {listed}",
             fix=(f"--dtype {supported[0]}",) if gpu.compute_capability >= (8, 0) else (),
         )
-    if method in ("gptq", "auto_gptq", "gptq_marlin") and capability < 75:
+    if checkpoint is not None:
+        _refuse_scheme(method, checkpoint.raw, capability)
+
+
+def _refuse_scheme(method: str, raw: Mapping[str, Any], capability: int) -> None:
+    """What fails only when a layer picks its kernel: the methods' declared minimum is lower than their kernels'.
+
+    Source: vLLM 0.26.0 compressed_tensors/compressed_tensors.py:376 and schemes/*.py, utils/marlin_utils.py.
+    """
+    if method == "auto_gptq" and capability < 75:
+        kind = {4: "uint4b8", 8: "uint8b128"}.get(raw.get("bits", 4), "None")
         raise reject(
             "quantization_capability",
-            f"Marlin does not support this GPTQ checkpoint. Only types = [] are supported (for device_capability = "
-            f"{capability}).",
+            f"Marlin does not support weight_bits = {kind}. Only types = [] are supported (for group_size = "
+            f"{raw.get('group_size')}, device_capability = {capability}, zp = False).",
         )
+    if method == "compressed-tensors":
+        minimum = 80 if "mxfp4" in str(raw.get("format", "")) else 75
+        if capability < minimum:
+            raise reject(
+                "quantization_capability",
+                f"Quantization scheme is not supported for the current GPU. Min capability: {minimum}. Current "
+                f"capability: {capability}.",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.engine.attention import AttentionChoice, AttentionSettings, choose_attention
 from planner.engine.batching import resolve_batch_sizes
@@ -36,6 +37,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     """
     choice = release_for(vllm_version)
     release = choice.release
+    refuse_architecture(model.architecture, vllm_version)
     _refuse_values(args)
     media = resolve_media(args, model)
     cache_dtype, per_head_scales = resolve_cache_dtype(args.kv_cache_dtype, model, release)
@@ -51,8 +53,8 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     mamba_mode = resolve_mamba_cache_mode(
         model, release, prefix_caching=prefix_caching, chunked_prefill=sizes.enable_chunked_prefill
     )
-    refuse_parallel(model, args)
-    refuse_quantization(method, dtype, gpu, is_online=model.quantization is None)
+    refuse_parallel(model, args, release)
+    refuse_quantization(method, dtype, gpu, model.quantization)
     runner = resolve_runner(args, model, release, speculation)
     refuse_dtype_of_card(dtype, gpu)
     skip_layers = skipped_layers(cache_dtype, model)

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from planner.errors import InputError
 from planner.model.config_view import ConfigView
-from planner.model.max_len import default_max_model_len
+from planner.model.max_len import default_max_model_len, printed_max_model_len
 from planner.values import Value
 
 StateDType = Literal["auto", "float32", "float16", "bfloat16"]
@@ -21,7 +21,8 @@ class EngineFacts(Value):
     """Defaults are those of a plain decoder.
 
     `text_model_type`: model_type of the language model's section. `default_max_model_len`: served when the user names
-    no length (None: the derived one); `model_max_length`: the config's own limit that a user may go up to.
+    no length (None: the derived one); `printed_max_model_len`: the derived one as vLLM prints it; `model_max_length`:
+    the config's own limit that a user may go up to.
     `prefix_lm`: image tokens attend in both directions, so an item must fit one batch; `prefix_lm_item_tokens`: the
     most tokens of one item where vLLM knows them without running the processor. `index_topk`: sparse MLA keeps so
     many tokens. `attention_chunk_size`: chunked local attention. `compress_ratios`: DeepSeek-V4's compressed cache.
@@ -37,7 +38,7 @@ class EngineFacts(Value):
     attention_chunk_size: int | None = None
     compress_ratios: bool = False
     is_encoder_decoder: bool = False
-    rope: bool = True
+    printed_max_model_len: str = ""
     ssm_state_dtype: StateDType = "auto"
 
 
@@ -47,13 +48,13 @@ def engine_facts(config: Mapping[str, Any], text: Mapping[str, Any], architectur
     Source: vLLM 0.26.0 transformers_utils/model_arch_config_convertor.py is_mm_prefix_lm, config/model.py:547,
     model_executor/models/config.py (NemotronH, Qwen3_5), models/gemma4_mm.py get_mm_max_tokens_per_item.
     """
-    view = ConfigView(text)
+    view = ConfigView(text, model_type=str(text.get("model_type") or config.get("model_type", "")))
     top_type, text_type = str(config.get("model_type", "")), str(text.get("model_type") or config.get("model_type", ""))
     prefix_lm = _is_prefix_lm(config, view, top_type)
     chunk = None if text_type.startswith("mimo_v2") else view.optional_size("attention_chunk_size")
     return EngineFacts(
         text_model_type=text_type,
-        default_max_model_len=default_max_model_len(text),
+        default_max_model_len=default_max_model_len(text, text_type),
         model_max_length=view.optional_size("model_max_length"),
         prefix_lm=prefix_lm,
         prefix_lm_item_tokens=_GEMMA4_VIDEO_TOKENS if prefix_lm and top_type in _GEMMA4_TYPES else None,
@@ -61,7 +62,7 @@ def engine_facts(config: Mapping[str, Any], text: Mapping[str, Any], architectur
         attention_chunk_size=chunk,
         compress_ratios="compress_ratios" in text,
         is_encoder_decoder=config.get("is_encoder_decoder") is True,
-        rope=any(view.raw(key) is not None for key in ("rope_parameters", "rope_scaling", "rope_theta")),
+        printed_max_model_len=printed_max_model_len(text, text_type),
         ssm_state_dtype=_ssm_state_dtype(config, text, architecture),
     )
 

@@ -26,21 +26,12 @@ def derive_max_model_len(text: Mapping[str, Any], model_type: str | None = None)
     transformers_utils/model_arch_config_convertor.py derive_max_model_len_and_key.
     """
     config = ConfigView(text, model_type=model_type)
-    length, key = _stated_length(config)
-    if length is None:
-        length = ASSUMED_LENGTH
-    parameters = _rope_sets(config)
-    if parameters and "gemma3" not in config.model_type:
-        factor: float = 1.0
-        for one in parameters:
-            kind = rope_type(one)
-            if kind in _UNSCALED_ROPE:
-                continue
-            factor = one.get("factor", factor)
-            if kind == "yarn":
-                length = _whole(one.get("original_max_position_embeddings", length), "original_max_position_embeddings")
-        length = int(length * (1.0 if factor is None else factor))
-    return length, key
+    return int(_scaled_length(config)), _stated_length(config)[1]
+
+
+def printed_max_model_len(text: Mapping[str, Any], model_type: str | None = None) -> str:
+    """The derived length as vLLM's refusals print it: a float, unless yarn scales by a whole factor."""
+    return str(_scaled_length(ConfigView(text, model_type=model_type)))
 
 
 def default_max_model_len(text: Mapping[str, Any], model_type: str | None = None) -> int:
@@ -57,6 +48,22 @@ def rope_type(parameters: Mapping[str, Any]) -> str:
     """The kind of scaling in today's name (legacy key "type", legacy names "su" and "mrope")."""
     kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
     return {"su": "longrope", "mrope": "default"}.get(kind, kind)
+
+
+def _scaled_length(config: ConfigView) -> float:
+    length: float = float(_stated_length(config)[0] or ASSUMED_LENGTH)
+    parameters = _rope_sets(config)
+    if "gemma3" in config.model_type:
+        return length
+    factor: float = 1.0
+    for one in parameters:
+        kind = rope_type(one)
+        if kind in _UNSCALED_ROPE:
+            continue
+        factor = _number(one.get("factor", factor), "rope factor")
+        if kind == "yarn":
+            length = _whole(one.get("original_max_position_embeddings", length), "original_max_position_embeddings")
+    return length * factor
 
 
 def _stated_length(config: ConfigView) -> tuple[int | None, str]:
@@ -82,6 +89,14 @@ def _rope_sets(config: ConfigView) -> tuple[Mapping[str, Any], ...]:
         return ()
     nested = tuple(value for value in given.values() if isinstance(value, Mapping))
     return nested if nested and len(nested) == len(given) else (given,)
+
+
+def _number(value: Any, key: str) -> float:
+    if value is None:
+        return 1.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise InputError(f"config.json: {key} must be a positive number, found {value!r}")
+    return value
 
 
 def _whole(value: Any, key: str) -> int:

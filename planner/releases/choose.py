@@ -26,14 +26,18 @@ def release_for(version: str) -> ReleaseChoice:
     number = (int(match[1]), int(match[2]), int(match[3] or 0))
     if number < OLDEST:
         raise InputError(f"--vllm-version {version}: releases before 0.8 are not supported by this planner")
-    entry = min(RELEASES, key=lambda release: (_distance(number, _number(release)), _number(release)))
-    if _number(entry) == number and not match[4]:
-        return ReleaseChoice(requested=version, release=entry, warning=_unverified(entry))
-    return ReleaseChoice(requested=version, release=entry, warning=_borrowed(version, entry))
+    entry = min(
+        RELEASES,
+        key=lambda release: (_distance(number, version_number(release.version)), version_number(release.version)),
+    )
+    if version_number(entry.version) == number and not match[4]:
+        return ReleaseChoice(requested=version, number=number, release=entry, warning=_unverified(entry))
+    return ReleaseChoice(requested=version, number=number, release=entry, warning=_borrowed(version, entry))
 
 
-def _number(release: Release) -> tuple[int, int, int]:
-    major, minor, patch = (int(part) for part in release.version.split("."))
+def version_number(version: str) -> tuple[int, int, int]:
+    """The three numbers of a full release version."""
+    major, minor, patch = (int(part) for part in version.split("."))
     return major, minor, patch
 
 

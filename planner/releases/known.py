@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from planner.releases.release import BatchTier, Release
+from planner.releases.removed import REMOVED_BY_0_26, REMOVED_BY_0_33
 from planner.units import GIB
 
 _KV_CACHE_DTYPES_0_26 = (
@@ -61,6 +62,8 @@ V0_26_0 = Release(
     kv_cache_dtypes=_KV_CACHE_DTYPES_0_26,
     quantization_methods=_QUANTIZATION_METHODS_0_26,
     deprecated_quantization_methods=("fbgemm_fp8", "fp_quant"),
+    removed_architectures=REMOVED_BY_0_26,
+    pipeline_refused_architectures=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
 )
 
 V0_33_0 = Release(
@@ -95,6 +98,8 @@ V0_33_0 = Release(
     kv_cache_dtypes=_KV_CACHE_DTYPES_0_33,
     quantization_methods=tuple(name for name in _QUANTIZATION_METHODS_0_26 if name != "bitsandbytes"),
     deprecated_quantization_methods=("fbgemm_fp8", "fp_quant"),
+    removed_architectures=REMOVED_BY_0_33,
+    pipeline_refused_architectures=(),
 )
 
 RELEASES: tuple[Release, ...] = (V0_26_0, V0_33_0)

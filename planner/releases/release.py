@@ -33,7 +33,9 @@ class Release(Value):
     "always_unless_unsupported" takes it wherever no feature forbids it. `v2_speculative_methods` None: all but
     those in `v2_refused_speculative_methods`. `ledger_rule`: "sum_of_terms" subtracts weights, peak and non-torch;
     "consumed_plus_headroom" subtracts all that startup consumed plus what the peak needs above it.
-    `capture_cap_data_center_blackwell` holds on compute capability 10.x.
+    `capture_cap_data_center_blackwell` holds on compute capability 10.x. `removed_architectures`: class names with
+    the last version that served them. `pipeline_refused_architectures`: classes that claim pipeline parallelism but
+    fail to build under it.
     """
 
     version: str
@@ -57,11 +59,15 @@ class Release(Value):
     kv_cache_dtypes: tuple[str, ...]
     quantization_methods: tuple[str, ...]
     deprecated_quantization_methods: tuple[str, ...]
+    removed_architectures: tuple[tuple[str, str], ...]
+    pipeline_refused_architectures: tuple[str, ...]
 
 
 class ReleaseChoice(Value):
-    """The entry that answers for a requested version. `warning` is None where the entry is that very version."""
+    """The entry that answers for a requested version, whose numbers are `number`. `warning` is None where the entry
+    is that very version and verified."""
 
     requested: str
+    number: tuple[int, int, int]
     release: Release
     warning: str | None = None
