@@ -37,12 +37,14 @@ class Module:
 class Parameter(Module):
     """A plain parameter. `shard_dim` is the dimension that tensor parallelism divides, None when replicated.
 
-    `must_divide`: vLLM asserts that the dimension divides by the tensor-parallel size. `dtype` None: the model's.
+    `dtype` None: the model's. `replicate_when_short`: a rank has one entry where there are fewer than ranks, as KV
+    heads are replicated.
     """
 
     shape: tuple[int, ...]
     shard_dim: int | None = None
     dtype: DType | None = None
+    replicate_when_short: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,7 @@ class Linear(Module):
     A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
     `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
     `whole_unless_divides`: where tensor parallelism does not divide this number, each rank has a full copy.
+    `follows_encoder_mode` False: a tower's layer that stays divided under `--mm-encoder-tp-mode data`.
     """
 
     input_size: int
@@ -80,13 +83,15 @@ class Linear(Module):
     tensor_parallel: bool = True
     num_heads: int | None = None
     whole_unless_divides: int | None = None
+    follows_encoder_mode: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QKVLinear(Module):
     """Fused query, key and value (vLLM QKVParallelLinear): KV heads are replicated when tp exceeds them.
 
-    `whole_unless_divides`: as in `Linear`. `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
+    `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
+    `whole_unless_divides`: as in `Linear`.
     """
 
     hidden_size: int
@@ -134,7 +139,8 @@ class FusedMoE(Module):
     """The routed experts of one layer: w13 [E, 2I, H] and w2 [E, H, I] (vLLM fused_moe).
 
     `gated` False: no gate projection, so w13 is [E, I, H] (Nemotron-H relu2 experts). `bias`: gpt-oss style.
-    Shared experts and the router are their own modules.
+    Shared experts and the router are their own modules. `router_weight_on_input`: the routing weight multiplies the
+    experts' input instead of their output (Llama 4, vLLM apply_router_weight_on_input).
     """
 
     num_experts: int
@@ -147,6 +153,7 @@ class FusedMoE(Module):
     dtype: DType | None = None
     shard_names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     activation: str = "silu"
+    router_weight_on_input: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

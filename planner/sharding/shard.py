@@ -95,7 +95,8 @@ class _RankBuilder:
         shape = module.shape
         if module.shard_dim is not None:
             tp = self._tp(module)
-            size = divide(shape[module.shard_dim], tp)
+            whole = shape[module.shard_dim]
+            size = kv_heads_per_rank(whole, tp) if module.replicate_when_short else divide(whole, tp)
             shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])
         self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype),)))
 
@@ -243,6 +244,8 @@ class _RankBuilder:
 
     def _linear_tp(self, module: Linear | QKVLinear) -> int:
         tp = self._tp(module) if module.tensor_parallel else 1
+        if isinstance(module, Linear) and not module.follows_encoder_mode:
+            tp = self.config.tensor_parallel_size
         unit = module.whole_unless_divides
         return 1 if unit is not None and unit % tp else tp
 
