@@ -23,6 +23,8 @@ ROUND_LARGE_BYTES = 2 * MIB
 LOAD_MAX_SPLIT_BYTES = 20 * MIB
 """vLLM loads weights with max_split_size_mb=20 (vLLM 0.26.0 v1/worker/gpu_worker.py:424 load_model)."""
 
+_ROTARY = "cos_sin_cache"
+
 
 def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
@@ -156,13 +158,18 @@ def weights_memory_bytes(share: RankShare) -> int:
     Source: vLLM 0.26.0 v1/worker/gpu_worker.py:424, utils/mem_utils.py:86 DeviceMemoryProfiler.
     """
     allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
+    load_weights(allocator, share)
+    return allocator.allocated_bytes
+
+
+def load_weights(allocator: CachingAllocator, share: RankShare) -> None:
+    """Create the rank's tensors on `allocator` and post-process them."""
     held: dict[Tensor, list[Block | None]] = {}
     for tensor in share.created:
-        make = _rotary_table if tensor.role == "buffer" and tensor.module.endswith("rotary_emb") else _plain
+        make = _rotary_table if tensor.role == "buffer" and tensor.module.endswith(_ROTARY) else _plain
         held.setdefault(tensor, []).append(make(allocator, tensor))
     if share.loaded != share.created:
         _post_process(allocator, share, held)
-    return allocator.allocated_bytes
 
 
 def _plain(allocator: CachingAllocator, tensor: Tensor) -> Block | None:

@@ -1,0 +1,68 @@
+"""Peak activation: what vLLM's profile run has allocated at its highest moment, beyond what was there before it."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+from planner.engine.config import EngineConfig
+from planner.memory.forward import Forward
+from planner.memory.program import LiveTensor, Program, Stage
+from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+
+__all__ = ["LiveTensor", "Stage", "activation_stages", "peak_activation_bytes", "profile_program"]
+
+_DEFAULT_SM_COUNT = 132
+
+
+def activation_stages(model: ModelSpec, share: RankShare, config: EngineConfig) -> tuple[Stage, ...]:
+    """The moments of the profile run that can be the highest one, each with its live tensors.
+
+    Raises UnsupportedError for layers whose forward pass is not known here.
+    """
+    return profile_program(model, share, config).stages()
+
+
+def peak_activation_bytes(stages: tuple[Stage, ...], tokens: Any, seqs: Any) -> Any:
+    """The highest stage at `tokens` (max_num_batched_tokens) and `seqs` (sampled rows: min(max_num_seqs, tokens)).
+
+    Takes ints or numpy arrays. Sizes are those of the tensors: the allocator adds at most 1 MiB to each large one.
+    """
+    return reduce(_larger, (stage.bytes(tokens, seqs) for stage in stages))
+
+
+def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) -> Program:
+    """The profile run: a dummy batch through the model, then the dummy sampler on the last pipeline stage.
+
+    Source: vLLM 0.26.0 v1/worker/gpu/model_runner.py:673 (V2), v1/worker/gpu_model_runner.py:6364 (V1).
+    """
+    program = Program()
+    program.stage("inputs")
+    v2 = config.model_runner == "v2"
+    index = batch_index(program) if v2 else []
+    forward = Forward(model, share, config)
+    hidden = forward.write(program, attends=False)
+    if share.pp_rank == share.pipeline_parallel_size - 1:
+        program.stage("sampler")
+        chosen = [] if v2 else [program.alloc("logits indices", seq=8)]
+        sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
+        program.free(*index)
+        head = head_of(model, share, config)
+        if v2:
+            dummy_sample_v2(program, head)
+        else:
+            rows = min(config.max_num_seqs, config.max_num_batched_tokens)
+            dummy_sample_v1(program, head, config.sm_count or _DEFAULT_SM_COUNT, rows)
+        program.free(sampled, *chosen)
+    else:
+        program.free(*index)
+    program.free(hidden)
+    return program
+
+
+def _larger(one: Any, other: Any) -> Any:
+    if isinstance(one, int) and isinstance(other, int):
+        return max(one, other)
+    return one + (other - one) * (other > one)

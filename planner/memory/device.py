@@ -1,0 +1,134 @@
+"""What the GPU really holds: a startup of the engine replayed on the caching allocator, from the first buffer to the
+last warm-up request.
+
+The engine's ledger counts what is allocated; the device sees what is reserved. Between them lie the blocks that the
+allocator keeps after the autotuning pass and after warming up the sampler (vLLM 0.26.0 v1/worker/gpu_worker.py:746
+compile_or_warm_up_model), which the KV cache budget does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.engine.config import EngineConfig
+from planner.memory.activation import profile_program
+from planner.memory.allocator import LOAD_MAX_SPLIT_BYTES, Block, CachingAllocator, load_weights
+from planner.memory.forward import Forward
+from planner.memory.program import LiveTensor, Program
+from planner.memory.runner_state import kv_tables, load_workspaces, runner_buffers, sampler_buffers
+from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+
+_DEFAULT_SM_COUNT = 132
+
+
+class Boot:
+    """One rank's startup up to the end of vLLM's profile run; `finish` goes on from the KV cache.
+
+    `weights_memory_bytes` is "Model loading took"; `runner_state_bytes` what else is allocated before the profile run;
+    `peak_activation_bytes` the profile run's highest moment beyond that, in allocator blocks.
+    """
+
+    def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
+        self.model, self.share, self.config = model, share, config
+        self.allocator = CachingAllocator()
+        self._kept: dict[str, Block] = {}
+        self._tokens = config.max_num_batched_tokens
+        self._last = share.pp_rank == share.pipeline_parallel_size - 1
+        self._make(runner_buffers(model, config))
+        inputs = self.allocator.allocated_bytes
+        self.allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
+        self._make(load_workspaces(model, config))
+        load_weights(self.allocator, share)
+        self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
+        self.allocator.max_split_bytes = None
+        self._make(sampler_buffers(model, config, last_stage=self._last))
+        before = self.allocator.allocated_bytes
+        self.runner_state_bytes = before - self.weights_memory_bytes
+        self.allocator.empty_cache()
+        self.allocator.reset_peaks()
+        self._replay(profile_program(model, share, config), self._tokens, min(config.max_num_seqs, self._tokens))
+        self.peak_activation_bytes = self.allocator.peak_allocated_bytes - before
+        self.allocator.empty_cache()
+        self.allocated_after_profile_bytes = self.allocator.allocated_bytes
+
+    def finish(
+        self, kv_tensor_bytes: Sequence[int], block_sizes: tuple[int, ...], num_blocks: int, graph_bytes: int = 0
+    ) -> int:
+        """Reserved bytes once the engine serves: KV cache, tables, CUDA graphs, and what warming up leaves cached.
+
+        `kv_tensor_bytes`: one entry for each tensor of the pool. `graph_bytes`: the graphs' own pool.
+        """
+        for size in kv_tensor_bytes:
+            self.allocator.allocate(size)
+        self._make(kv_tables(self.config, block_sizes))
+        self._autotune()
+        if not self.config.enforce_eager:
+            self.allocator.empty_cache()
+        if self.config.model_runner == "v2":
+            self._warm_up_v2(num_blocks)
+        else:
+            self._warm_up_v1()
+        return self.allocator.reserved_bytes + graph_bytes
+
+    def _autotune(self) -> None:
+        """FlashInfer's autotuner runs the model once more over a full batch, attention included (from Hopper on)."""
+        if self.config.compute_capability < (9, 0):
+            return
+        program = Program()
+        index = batch_index(program) if self.config.model_runner == "v2" else []
+        forward = Forward(self.model, self.share, self.config)
+        hidden = forward.write(program, attends=self.config.model_runner == "v2")
+        if self._last:
+            program.free(program.alloc("hidden states of the sampled rows", seq=forward.hidden))
+        program.free(*index, hidden)
+        self._replay(program, self._tokens, min(self.config.max_num_seqs, self._tokens))
+
+    def _warm_up_v2(self, num_blocks: int) -> None:
+        """A prefill step of two tokens a request and a decode step, with every sampling feature in use.
+
+        Source: vLLM 0.26.0 v1/worker/gpu/warmup.py warmup_kernels.
+        """
+        decode = self.config.num_speculative_tokens + 1
+        prompt = decode + 1
+        rows = min(self.config.max_num_seqs, self._tokens // prompt, max(1, num_blocks - 1))
+        if rows < 1:
+            return
+        for step in (prompt, decode):
+            self._replay(self._request_step(rows * step, prefill=step == prompt), rows * step, rows)
+
+    def _request_step(self, tokens: int, *, prefill: bool) -> Program:
+        program = Program()
+        index = batch_index(program)
+        forward = Forward(self.model, self.share, self.config)
+        hidden = forward.write(program, attends=True)
+        if self._last:
+            sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
+            head = head_of(self.model, self.share, self.config)
+            warm_up_sample_v2(program, head, prefill=prefill, rows=tokens)
+            program.free(sampled)
+        program.free(*index, hidden)
+        return program
+
+    def _warm_up_v1(self) -> None:
+        """A dummy batch of one token a request and the dummy sampler (v1/worker/gpu_worker.py:880)."""
+        rows = min(self.config.max_num_seqs, self._tokens)
+        program = Program()
+        forward = Forward(self.model, self.share, self.config)
+        hidden = forward.write(program, attends=False)
+        if self._last:
+            chosen = program.alloc("logits indices", seq=8)
+            sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
+            head = head_of(self.model, self.share, self.config)
+            dummy_sample_v1(program, head, self.config.sm_count or _DEFAULT_SM_COUNT, rows)
+            program.free(sampled, chosen)
+        program.free(hidden)
+        self._replay(program, rows, rows)
+
+    def _make(self, tensors: tuple[LiveTensor, ...]) -> None:
+        for tensor in tensors:
+            self.allocator.allocate(tensor.bytes(self._tokens, self.config.max_num_seqs))
+
+    def _replay(self, program: Program, tokens: int, seqs: int) -> None:
+        program.replay(self.allocator, tokens, seqs, self._kept)

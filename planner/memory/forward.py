@@ -1,0 +1,314 @@
+"""One eager forward pass of a decoder on one rank, as the tensors vLLM's Python code allocates and drops.
+
+A tensor lives as long as a Python name refers to it, in any frame of the call stack: the model's loop keeps a layer's
+input until the layer returns, an attention block keeps its fused QKV while the output projection runs. That, and which
+operations work in place, decides the peak. Source: vLLM 0.26.0 model_executor/models/*.py, layers/*.py; checked to the
+byte against boots on an H200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from planner.engine.config import EngineConfig
+from planner.memory.layers import DecoderLayer, decoder_layers
+from planner.memory.linear import LinearRun, linear_runs
+from planner.memory.program import Program
+from planner.memory.styles import Style, style_of
+from planner.model.modules import Attention, FusedMoE, Linear, StateSpace
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+from planner.values import DTYPE_BYTES
+
+
+class Forward:
+    """Writes the forward pass of one rank into a `Program`."""
+
+    def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
+        self.model = model
+        self.config = config
+        self.item = DTYPE_BYTES[config.dtype]
+        self.hidden = model.text.hidden_size * self.item
+        self.style: Style = style_of(model.architecture)
+        self.layers: Sequence[DecoderLayer] = decoder_layers(model, share)
+        self.linears: Mapping[str, LinearRun] = linear_runs(model, share, config)
+        self.tp = config.tensor_parallel_size
+        self.kept_embeds = model.is_multimodal or share.pp_rank > 0
+
+    def write(self, program: Program, *, attends: bool) -> int | None:
+        """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers)."""
+        p = program
+        p.stage("embedding")
+        residual = None if self.kept_embeds else self._embed(p)
+        loop: int | None = None
+        for index, layer in enumerate(self.layers):
+            loop, residual = self._layer(p, layer, loop, residual, first=index == 0, attends=attends)
+        p.free(residual)
+        return loop
+
+    def _embed(self, p: Program) -> int:
+        partial = p.alloc("token embeddings", token=self.hidden)
+        if self.tp == 1:
+            return partial
+        total = p.alloc("token embeddings, summed over ranks", token=self.hidden)
+        p.free(partial)
+        return total
+
+    def _layer(
+        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool, attends: bool
+    ) -> tuple[int | None, int | None]:
+        """One decoder layer. `loop` is the hidden state that the model's loop still holds while the layer runs."""
+        p.stage(f"layer {layer.index}: attention")
+        if self.style.native_norm:
+            return self._native_norm_layer(p, layer, loop, residual, first=first, attends=attends)
+        normed = p.alloc("normalized input", token=self.hidden) if first else None
+        mixed = self._mixer(p, layer, attends=attends)
+        p.free(normed)
+        if self.style.sandwich:
+            after = p.alloc("normalized attention output", token=self.hidden)
+            p.free(mixed)
+            mixed = after
+        p.stage(f"layer {layer.index}: {layer.feed_forward_name}")
+        out = self._feed_forward(p, layer)
+        if self.style.sandwich:
+            after = p.alloc("normalized MLP output", token=self.hidden)
+            p.free(out)
+            out = after
+        p.free(mixed, loop)
+        return out, residual
+
+    def _native_norm_layer(
+        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool, attends: bool
+    ) -> tuple[int | None, int | None]:
+        """A layer whose norms run as PyTorch operations in float32: the residual is a new tensor each time."""
+        old = residual
+        if first:
+            normed = self._norm(p, "normalized input", self.hidden)
+            inner = residual
+        else:
+            normed, inner = self._add_norm(p, "normalized input")
+        mixed = self._mixer(p, layer, attends=attends)
+        p.free(normed)
+        if self.style.sandwich:
+            after = self._norm(p, "normalized attention output", self.hidden)
+            p.free(mixed)
+            mixed = after
+        p.stage(f"layer {layer.index}: {layer.feed_forward_name}")
+        normed, new = self._add_norm(p, "normalized MLP input")
+        p.free(mixed)
+        if not first:
+            p.free(inner)
+        out = self._feed_forward(p, layer)
+        p.free(normed)
+        if self.style.sandwich:
+            after = self._norm(p, "normalized MLP output", self.hidden)
+            p.free(out)
+            out = after
+        p.free(loop)
+        if old is not None:
+            p.free(old)
+        return out, new
+
+    def _norm(self, p: Program, name: str, width: int, heads: int = 1) -> int:
+        """RMS norm with a float32 weight, as PyTorch operations (vLLM ir/ops/layernorm.py rms_norm)."""
+        wide = width // self.item * 4
+        x = p.alloc("input in float32", token=wide)
+        return self._normalize(p, name, x, width, heads)
+
+    def _add_norm(self, p: Program, name: str) -> tuple[int, int]:
+        """Residual add and RMS norm as PyTorch operations: normalized output and new residual."""
+        wide = self.hidden // self.item * 4
+        x, r = p.alloc("input in float32", token=wide), p.alloc("residual in float32", token=wide)
+        total = p.alloc("sum in float32", token=wide)
+        p.free(x, r)
+        residual = p.alloc("residual", token=self.hidden)
+        return self._normalize(p, name, total, self.hidden, 1), residual
+
+    def _normalize(self, p: Program, name: str, x: int, width: int, heads: int) -> int:
+        wide = width // self.item * 4
+        square = p.alloc("squares", token=wide)
+        variance = p.alloc("variance", token=4 * heads)
+        p.free(square)
+        shifted, root = p.alloc("variance + eps", token=4 * heads), p.alloc("reciprocal root", token=4 * heads)
+        p.free(shifted)
+        scaled = p.alloc("normalized in float32", token=wide)
+        p.free(root)
+        weighted = p.alloc("weighted in float32", token=wide)
+        p.free(scaled)
+        out = p.alloc(name, token=width)
+        p.free(x, variance, weighted)
+        return out
+
+    def _mixer(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
+        if layer.state_space is not None:
+            return self._recurrent(p, layer, layer.state_space)
+        if layer.attention is not None and layer.attention.kind == "mla_attention":
+            return self._mla(p, layer, layer.attention)
+        return self._attention(p, layer, attends=attends)
+
+    def _attention(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
+        qkv_layer, out_layer = layer.qkv, layer.out_projection
+        if qkv_layer is None or out_layer is None:
+            raise layer.unsupported("attention")
+        query, key = layer.query_size(self.tp) * self.item, layer.key_size(self.tp) * self.item
+        value = layer.value_size(self.tp) * self.item
+        gated = qkv_layer.output_gate
+        qkv = self._linear(p, qkv_layer.name, "fused query, key and value", query * (2 if gated else 1) + key + value)
+        held = [qkv]
+        q = gate = None
+        if gated:
+            q, gate = p.alloc("query", token=query), p.alloc("output gate", token=query)
+        if layer.has_qk_norm:
+            heads = layer.query_heads(self.tp)
+            if self.style.native_norm:
+                normed = self._norm(p, "normalized query", query, heads)
+                p.free(q)
+                q = normed
+                held.append(self._norm(p, "normalized key", key, max(1, heads * key // query)))
+            else:
+                q = p.alloc("normalized query", token=query)
+                held.append(p.alloc("normalized key", token=key))
+        output = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
+        if attends:
+            p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
+        if gate is not None:
+            sigmoid = p.alloc("sigmoid of the gate", token=query)
+            product = p.alloc("gated attention output", token=query)
+            p.free(sigmoid, output)
+            output = product
+        result = self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True)
+        p.free(output, q, gate, *held)
+        return result
+
+    def _mla(self, p: Program, layer: DecoderLayer, attention: Attention) -> int:
+        """Multi-head latent attention. Without metadata it allocates, and drops, the largest up-projected context.
+
+        Source: vLLM 0.26.0 model_executor/layers/mla.py forward, layers/attention/mla_attention.py:707.
+        """
+        mla = layer.mla
+        if mla is None:
+            raise layer.unsupported("latent attention")
+        heads = mla.num_heads // self.tp
+        rope = attention.head_size - mla.kv_lora_rank
+        held: list[int] = []
+        fused = layer.linear("fused_qkv_a_proj")
+        if fused is not None:
+            held.append(self._linear(p, fused.name, "latent query, key and value", sum(fused.output_sizes) * self.item))
+            held.append(p.alloc("normalized latent query", token=fused.output_sizes[0] * self.item))
+            query = layer.require("q_b_proj")
+        else:
+            latent = layer.require("kv_a_proj_with_mqa")
+            held.append(self._linear(p, latent.name, "latent key and value", sum(latent.output_sizes) * self.item))
+            query = layer.require("q_proj")
+        held.append(self._linear(p, query.name, "query", heads * (mla.qk_nope_head_dim + rope) * self.item))
+        held.append(p.alloc("normalized latent", token=mla.kv_lora_rank * self.item))
+        output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
+        rows = latent_workspace_rows(self.config)
+        context = p.alloc(
+            "largest up-projected context", constant=rows * heads * (mla.qk_nope_head_dim + mla.v_head_dim) * self.item
+        )
+        p.free(context)
+        result = self._linear(p, layer.require("o_proj").name, "attention block output", self.hidden, reduced=True)
+        p.free(output, *held)
+        return result
+
+    def _recurrent(self, p: Program, layer: DecoderLayer, state: StateSpace) -> int:
+        """Gated delta net (Qwen3-Next, Qwen3.5). Source: vLLM 0.26.0 layers/mamba/gdn/qwen_gdn_linear_attn.py:829."""
+        projection = layer.linear("in_proj_qkvz")
+        if projection is None or state.kind != "gated_delta_net":
+            raise layer.unsupported(f"recurrent layers ({state.kind})")
+        ba, out = layer.require("in_proj_ba"), layer.require("out_proj")
+        inner = out.input_size // self.tp * self.item
+        qkvz = sum(projection.output_sizes) // self.tp * self.item
+        held = [self._linear(p, projection.name, "query, key, value and gate", qkvz)]
+        width = sum(ba.output_sizes) // (self.tp if ba.tensor_parallel else 1) * self.item
+        held.append(self._linear(p, ba.name, "beta and alpha", width))
+        if len(projection.output_sizes) == 1:
+            held += [p.alloc("value", token=inner), p.alloc("gate", token=inner), p.alloc("beta, alpha", token=width)]
+            held.append(p.alloc("query, key and value, joined", token=qkvz - inner))
+        else:
+            held.append(p.alloc("beta, alpha, contiguous", token=width))
+        core = p.alloc("recurrent output", token=inner)
+        normed = p.alloc("normalized recurrent output", token=inner)
+        result = self._linear(p, out.name, "attention block output", self.hidden, reduced=True)
+        p.free(core, normed, *held)
+        return result
+
+    def _feed_forward(self, p: Program, layer: DecoderLayer) -> int:
+        return (
+            self._experts(p, layer, layer.experts) if layer.experts is not None else self._mlp(p, layer.mlp, self.style)
+        )
+
+    def _mlp(self, p: Program, pair: tuple[Linear, Linear] | None, style: Style, *, reduced: bool = True) -> int:
+        """Gate and up projection, activation, down projection. Some classes keep the fused projection to the end."""
+        if pair is None:
+            raise self.layers[0].unsupported("feed-forward layers")
+        up, down = pair
+        inner = down.input_size // self._tp(down) * self.item
+        width = sum(up.output_sizes) // self._tp(up) * self.item
+        fused = self._linear(p, up.name, "gate and up projection", width)
+        active = p.alloc("activation", token=inner)
+        if not style.keeps_gate_up:
+            p.free(fused)
+        out = self._linear(p, down.name, "MLP output", self.hidden, reduced=reduced)
+        p.free(active)
+        if style.keeps_gate_up:
+            p.free(fused)
+        return out
+
+    def _experts(self, p: Program, layer: DecoderLayer, moe: FusedMoE) -> int:
+        """Router, shared experts, and the routed experts' kernel with its lasting workspace.
+
+        Source: vLLM 0.26.0 layers/fused_moe/runner/moe_runner.py _forward_impl, modular_kernel.py _allocate_buffers,
+        experts/triton_moe.py workspace_shapes.
+        """
+        run = self.linears[moe.name]
+        logits = None
+        if layer.router is not None:
+            logits = self._linear(p, layer.router.name, "router logits", sum(layer.router.output_sizes) * self.item)
+        shared = None
+        if layer.shared is not None:
+            shared = self._mlp(p, layer.shared, self.style, reduced=False)
+            if layer.shared_gate is not None:
+                scaled = p.alloc("scaled shared expert output", token=self.hidden)
+                p.free(shared)
+                shared = scaled
+        top_k = moe.top_k
+        chosen = [p.alloc("routing weights", token=4 * top_k), p.alloc("routed experts", token=4 * top_k)]
+        p.free(p.alloc("routing scratch", token=4 * top_k))
+        routed = p.alloc("routed output", token=self.hidden)
+        inner = moe.intermediate_size if self.config.enable_expert_parallel else moe.intermediate_size // self._moe_tp()
+        run.write_experts(p, moe, inner, self.item)
+        p.free(*chosen, logits)
+        if shared is not None:
+            total = p.alloc("shared and routed output", token=self.hidden)
+            p.free(shared, routed)
+            routed = total
+        return self._reduce(p, routed, self._moe_tp() > 1)
+
+    def _moe_tp(self) -> int:
+        return self.config.tensor_parallel_size * self.config.data_parallel_size
+
+    def _linear(self, p: Program, name: str, what: str, width: int, *, reduced: bool = False) -> int:
+        """A linear layer: its kernel's workspace and input copy, the output, and the sum over ranks of a row layer."""
+        scratch = self.linears[name].before(p)
+        out = p.alloc(what, token=width)
+        p.free(*scratch)
+        return self._reduce(p, out, reduced and self.tp > 1)
+
+    def _reduce(self, p: Program, partial: int, needed: bool) -> int:
+        """An all-reduce writes a new tensor (vLLM distributed/device_communicators/cuda_communicator.py:273)."""
+        if not needed:
+            return partial
+        total = p.alloc("sum over ranks", token=self.hidden)
+        p.free(partial)
+        return total
+
+    def _tp(self, linear: Linear) -> int:
+        return self.tp if linear.tensor_parallel and linear.parallelism != "replicated" else 1
+
+
+def latent_workspace_rows(config: EngineConfig) -> int:
+    """Tokens of context that MLA's chunked prefill up-projects at once (vLLM mla_attention.py:1688)."""
+    rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * config.block_size), 64 * 1024)
+    return max(rows, config.max_num_seqs * config.block_size)

@@ -1,0 +1,171 @@
+"""The decoder layers of one rank: which module of the description plays which part in the forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.errors import UnsupportedError
+from planner.model.modules import (
+    Attention,
+    FusedMoE,
+    Linear,
+    MLAProjection,
+    Module,
+    Parameter,
+    QKVLinear,
+    StateSpace,
+)
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """The modules of one decoder layer, in vLLM's order."""
+
+    index: int
+    modules: tuple[Module, ...]
+
+    def unsupported(self, what: str) -> UnsupportedError:
+        return UnsupportedError("activation memory", f"no memory rule for the {what} of layer {self.index}")
+
+    def linear(self, suffix: str) -> Linear | None:
+        """The linear layer whose name ends so."""
+        return next((m for m in self.modules if isinstance(m, Linear) and m.name.endswith(suffix)), None)
+
+    def require(self, suffix: str) -> Linear:
+        found = self.linear(suffix)
+        if found is None:
+            raise self.unsupported(suffix)
+        return found
+
+    @property
+    def qkv(self) -> QKVLinear | None:
+        return next((m for m in self.modules if isinstance(m, QKVLinear)), None)
+
+    @property
+    def attention(self) -> Attention | None:
+        return next((m for m in self.modules if isinstance(m, Attention)), None)
+
+    @property
+    def state_space(self) -> StateSpace | None:
+        return next((m for m in self.modules if isinstance(m, StateSpace)), None)
+
+    @property
+    def mla(self) -> MLAProjection | None:
+        return next((m for m in self.modules if isinstance(m, MLAProjection)), None)
+
+    @property
+    def experts(self) -> FusedMoE | None:
+        return next((m for m in self.modules if isinstance(m, FusedMoE)), None)
+
+    @property
+    def has_qk_norm(self) -> bool:
+        return any(isinstance(m, Parameter) and m.name.endswith("q_norm.weight") for m in self.modules)
+
+    @property
+    def out_projection(self) -> Linear | None:
+        """The row-parallel layer that follows the fused QKV."""
+        seen = False
+        for module in self.modules:
+            seen = seen or isinstance(module, QKVLinear)
+            if seen and isinstance(module, Linear) and module.parallelism == "row":
+                return module
+        return None
+
+    @property
+    def router(self) -> Linear | None:
+        if self.experts is None:
+            return None
+        return next(
+            (m for m in self.modules if isinstance(m, Linear) and m.name.rsplit(".", 1)[-1] in ("gate", "router")), None
+        )
+
+    @property
+    def shared_gate(self) -> Linear | None:
+        return self.linear("shared_expert_gate")
+
+    @property
+    def shared(self) -> tuple[Linear, Linear] | None:
+        """Up and down projection of the shared experts."""
+        return _pair(
+            [
+                m
+                for m in self.modules
+                if isinstance(m, Linear)
+                and "shared_expert" in m.name
+                and "gate." not in m.name.rsplit("shared_expert", 1)[-1][:5]
+            ]
+        )
+
+    @property
+    def mlp(self) -> tuple[Linear, Linear] | None:
+        """Up and down projection of a dense feed-forward layer."""
+        out = self.out_projection
+        skipped = {
+            "o_proj",
+            "out_proj",
+            "q_proj",
+            "q_a_proj",
+            "q_b_proj",
+            "kv_b_proj",
+            "kv_a_proj_with_mqa",
+            "fused_qkv_a_proj",
+            "in_proj_qkvz",
+            "in_proj_ba",
+            "conv1d",
+        }
+        return _pair(
+            [
+                m
+                for m in self.modules
+                if isinstance(m, Linear)
+                and m is not out
+                and m.name.rsplit(".", 1)[-1] not in skipped
+                and "shared_expert" not in m.name
+            ]
+        )
+
+    @property
+    def feed_forward_name(self) -> str:
+        return "experts" if self.experts is not None else "MLP"
+
+    def query_heads(self, tp: int) -> int:
+        return self._qkv().num_heads // tp
+
+    def query_size(self, tp: int) -> int:
+        return self.query_heads(tp) * self._qkv().head_size
+
+    def key_size(self, tp: int) -> int:
+        return self._kv_heads(tp) * self._qkv().head_size
+
+    def value_size(self, tp: int) -> int:
+        qkv = self._qkv()
+        return self._kv_heads(tp) * (qkv.head_size_v or qkv.head_size)
+
+    def output_size(self, tp: int) -> int:
+        qkv = self._qkv()
+        return self.query_heads(tp) * (qkv.head_size_v or qkv.head_size)
+
+    def _kv_heads(self, tp: int) -> int:
+        return max(1, self._qkv().num_kv_heads // tp)
+
+    def _qkv(self) -> QKVLinear:
+        if self.qkv is None:
+            raise self.unsupported("attention")
+        return self.qkv
+
+
+def decoder_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
+    """The language model's layers that this rank holds."""
+    found: dict[int, list[Module]] = {index: [] for index in share.layers}
+    for module in model.modules:
+        if module.component == "language_model" and isinstance(module.placement, int) and module.placement in found:
+            found[module.placement].append(module)
+    return tuple(DecoderLayer(index, tuple(modules)) for index, modules in found.items())
+
+
+def _pair(linears: list[Linear]) -> tuple[Linear, Linear] | None:
+    up = next((m for m in linears if m.parallelism in ("column", "replicated")), None)
+    down = next((m for m in linears if m.parallelism == "row"), None) or (linears[1] if len(linears) == 2 else None)
+    return None if up is None or down is None or up is down else (up, down)

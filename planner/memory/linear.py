@@ -1,0 +1,126 @@
+"""What the kernel of a linear or expert layer allocates beside its output, told by how its weight is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planner.engine.config import EngineConfig
+from planner.memory.program import Program
+from planner.model.modules import FusedMoE, Linear, LMHead, QKVLinear, VocabEmbedding
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare, Tensor
+from planner.units import KIB, MIB
+
+CUBLAS = "cuBLAS workspace"
+CUBLASLT = "cuBLASLt workspace"
+EXPERT_WORKSPACE = "expert workspaces"
+
+_ROUTING_BLOCK = 128
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_PLAIN = ("bfloat16", "float16", "float32")
+_PACKED_NAMES = ("qweight", "weight_packed", "w13_qweight", "w13_weight_packed")
+
+
+def cublas_workspace_bytes(capability: tuple[int, int]) -> int:
+    """Workspace that PyTorch gives each cuBLAS handle, for good: 32 MiB from Hopper on, else 8.125 MiB.
+
+    Source: PyTorch aten/src/ATen/cuda/CublasHandlePool.cpp parseChosenWorkspaceSize; 32 MiB seen on an H200.
+    """
+    return 32 * MIB if capability[0] >= 9 else (4096 * 2 + 16 * 8) * KIB
+
+
+CUBLASLT_WORKSPACE_BYTES = MIB
+"""Workspace of the first fused matrix product with a bias (cuBLASLt); seen on an H200 with every biased QKV."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRun:
+    """How one layer's product runs. `kind`: "dense" through cuBLAS; "fp8" with the input quantized on the fly (one
+    scale for each `group` of the input, for the whole row where 0, none where -1); "packed" with 16-bit inputs;
+    "grouped" experts through Triton's grouped matrix products."""
+
+    kind: str
+    input_size: int = 0
+    group: int = 0
+    bias: bool = False
+    cublas_bytes: int = 0
+
+    def before(self, p: Program) -> tuple[int, ...]:
+        """Allocate what exists before the output does; the handles to free once it is written."""
+        if self.kind == "dense":
+            p.keep(CUBLAS, constant=self.cublas_bytes)
+            if self.bias:
+                p.keep(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
+            return ()
+        if self.kind == "fp8":
+            return (
+                p.alloc("quantized input", token=self.input_size),
+                p.alloc("input scales", token=self._scales(self.input_size)),
+            )
+        return ()
+
+    def write_experts(self, p: Program, moe: FusedMoE, inner: int, item: int) -> None:
+        """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation."""
+        hidden, top_k = moe.hidden_size, moe.top_k
+        width = inner * (2 if moe.gated else 1)
+        scratch: list[int] = []
+        if self.kind == "fp8":
+            scratch += [p.alloc("quantized input", token=hidden), p.alloc("input scales", token=self._scales(hidden))]
+        if self.kind != "grouped":
+            first, second = top_k * max(inner, hidden) * item, top_k * max(width, hidden) * item
+            p.keep(EXPERT_WORKSPACE, token=first + second)
+            scratch.append(
+                p.alloc("sorted tokens", token=4 * top_k, constant=4 * moe.num_experts * (_ROUTING_BLOCK - 1))
+            )
+        else:
+            scratch += [
+                p.alloc("first expert product", token=top_k * width * item),
+                p.alloc("expert activation", token=top_k * inner * item),
+            ]
+        if self.kind == "fp8":
+            scratch.append(p.alloc("quantized activation", token=top_k * inner))
+            scratch.append(p.alloc("activation scales", token=top_k * self._scales(inner)))
+        p.free(*scratch)
+
+    def _scales(self, size: int) -> int:
+        if self.group < 0:
+            return 0
+        return 4 if self.group == 0 else 4 * -(-size // self.group)
+
+
+def linear_runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[str, LinearRun]:
+    """The run of every linear, expert and vocabulary layer of the rank, by module name."""
+    stored: dict[str, dict[str, Tensor]] = {}
+    for tensor in share.loaded:
+        stored.setdefault(tensor.module, {})[tensor.name] = tensor
+    runs = {}
+    for module in model.modules:
+        if isinstance(module, Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding):
+            runs[module.name] = _run(stored.get(module.name, {}), _input_size(module, config), config)
+    return runs
+
+
+def _input_size(module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding, config: EngineConfig) -> int:
+    if isinstance(module, Linear):
+        split = module.parallelism == "row" and module.tensor_parallel
+        return module.input_size // config.tensor_parallel_size if split else module.input_size
+    return module.hidden_size
+
+
+def _run(tensors: Mapping[str, Tensor], input_size: int, config: EngineConfig) -> LinearRun:
+    weight = tensors.get("weight") or tensors.get("w13_weight")
+    workspace = cublas_workspace_bytes(config.compute_capability)
+    if weight is None:
+        packed = any(name in tensors for name in _PACKED_NAMES)
+        return LinearRun("packed" if packed or tensors else "dense", cublas_bytes=workspace)
+    if weight.dtype in _PLAIN:
+        return LinearRun("dense", bias="bias" in tensors, cublas_bytes=workspace)
+    if weight.dtype in _FP8 and config.compute_capability >= (8, 9):
+        block = next((t for name, t in tensors.items() if name.endswith("weight_scale_inv")), None)
+        static = any(name.endswith("input_scale") for name in tensors)
+        group = 128 if block is not None else -1 if static else 0
+        return LinearRun("fp8", input_size=input_size, group=group, cublas_bytes=workspace)
+    if weight.dtype == "uint8" and "w13_bias" in tensors:
+        return LinearRun("grouped", cublas_bytes=workspace)
+    return LinearRun("packed", cublas_bytes=workspace)

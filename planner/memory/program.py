@@ -1,0 +1,172 @@
+"""A run of the engine as the tensors it allocates and frees, in order: the one description behind the peak of a forward
+pass, its explanation tensor by tensor, and what the caching allocator still holds afterwards.
+
+Sizes are linear in `tokens` (rows of the forward pass) and `seqs` (rows that are sampled), so that one program answers
+for every batch size, for whole numbers and numpy arrays alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from planner.memory.allocator import Block, CachingAllocator
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensor:
+    """A tensor that is alive at some moment: its bytes for each token, for each sampled row, and fixed."""
+
+    name: str
+    bytes_per_token: int = 0
+    bytes_per_seq: int = 0
+    constant_bytes: int = 0
+
+    def bytes(self, tokens: Any, seqs: Any) -> Any:
+        """Bytes at a batch size. Takes and gives ints or numpy arrays."""
+        return self.bytes_per_token * tokens + self.bytes_per_seq * seqs + self.constant_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A moment of the run at which the memory in use can be highest, with everything that is alive then."""
+
+    name: str
+    tensors: tuple[LiveTensor, ...]
+
+    def bytes(self, tokens: Any, seqs: Any) -> Any:
+        return (
+            sum(tensor.bytes_per_token for tensor in self.tensors) * tokens
+            + sum(tensor.bytes_per_seq for tensor in self.tensors) * seqs
+            + sum(tensor.constant_bytes for tensor in self.tensors)
+        )
+
+
+EventKind = Literal["alloc", "free", "keep", "drop", "empty_cache"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`keep` allocates a tensor that outlives the program, once, under its name; `drop` frees what a name holds."""
+
+    kind: EventKind
+    handle: int
+    tensor: LiveTensor
+    stage: str
+
+
+@dataclass
+class Program:
+    """Collects events. `alloc` gives a handle to `free` later; `stage` names what follows."""
+
+    events: list[Event] = field(default_factory=list)
+    _stage: str = ""
+    _handles: int = 0
+
+    def stage(self, name: str) -> None:
+        self._stage = name
+
+    def alloc(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> int:
+        self._handles += 1
+        self.events.append(Event("alloc", self._handles, LiveTensor(name, token, seq, constant), self._stage))
+        return self._handles
+
+    def free(self, *handles: int | None) -> None:
+        for handle in handles:
+            if handle is not None:
+                self.events.append(Event("free", handle, _NOTHING, self._stage))
+
+    def keep(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
+        """A tensor that stays: allocated when the name holds nothing or less (the smaller one goes first)."""
+        self.events.append(Event("keep", 0, LiveTensor(name, token, seq, constant), self._stage))
+
+    def drop(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
+        """Free what `name` holds. For a tensor made before the program, its size counts against the peak."""
+        self.events.append(Event("drop", 0, LiveTensor(name, token, seq, constant), self._stage))
+
+    def empty_cache(self) -> None:
+        self.events.append(Event("empty_cache", 0, _NOTHING, self._stage))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The moments that are highest for some batch size: what no other moment exceeds in every coefficient."""
+        live: dict[int | str, LiveTensor] = {}
+        total = (0, 0, 0)
+        best: list[tuple[tuple[int, int, int], Stage]] = []
+        for event in self.events:
+            if event.kind == "free":
+                total = _add(total, live.pop(event.handle), -1)
+                continue
+            if event.kind == "drop":
+                gone = live.pop(event.tensor.name, None)
+                if gone is None:
+                    given = event.tensor
+                    live[-len(live) - 1] = LiveTensor(
+                        f"{given.name} (freed)", -given.bytes_per_token, -given.bytes_per_seq, -given.constant_bytes
+                    )
+                    total = _add(total, given, -1)
+                else:
+                    total = _add(total, gone, -1)
+                continue
+            if event.kind == "empty_cache":
+                continue
+            key: int | str = event.handle
+            if event.kind == "keep":
+                key = event.tensor.name
+                held = live.get(key)
+                if held is not None:
+                    if _covers(_vector(held), _vector(event.tensor)):
+                        continue
+                    total = _add(total, held, -1)
+            live[key] = event.tensor
+            total = _add(total, event.tensor, 1)
+            if not any(_covers(vector, total) for vector, _ in best):
+                best = [item for item in best if not _covers(total, item[0])]
+                best.append((total, Stage(event.stage, tuple(live.values()))))
+        return tuple(stage for _, stage in best)
+
+    def replay(self, allocator: CachingAllocator, tokens: int, seqs: int, kept: dict[str, Block]) -> None:
+        """Run the events on an allocator. `kept` carries the tensors that outlive programs, by name."""
+        live: dict[int, Block | None] = {}
+        for event in self.events:
+            if event.kind == "alloc":
+                live[event.handle] = allocator.allocate(event.tensor.bytes(tokens, seqs))
+            elif event.kind == "free":
+                allocator.free(live.pop(event.handle))
+            elif event.kind == "drop":
+                allocator.free(kept.pop(event.tensor.name, None))
+            elif event.kind == "empty_cache":
+                allocator.empty_cache()
+            else:
+                _keep(allocator, event.tensor.name, event.tensor.bytes(tokens, seqs), kept)
+
+
+def _keep(allocator: CachingAllocator, name: str, size: int, kept: dict[str, Block]) -> None:
+    held = kept.get(name)
+    if held is not None:
+        if held.size >= size:
+            return
+        allocator.free(kept.pop(name))
+        allocator.empty_cache()
+    block = allocator.allocate(size)
+    if block is not None:
+        kept[name] = block
+
+
+_NOTHING = LiveTensor("")
+
+
+def _vector(tensor: LiveTensor) -> tuple[int, int, int]:
+    return tensor.bytes_per_token, tensor.bytes_per_seq, tensor.constant_bytes
+
+
+def _add(total: tuple[int, int, int], tensor: LiveTensor, sign: int) -> tuple[int, int, int]:
+    return (
+        total[0] + sign * tensor.bytes_per_token,
+        total[1] + sign * tensor.bytes_per_seq,
+        total[2] + sign * tensor.constant_bytes,
+    )
+
+
+def _covers(one: tuple[int, int, int], other: Iterable[int]) -> bool:
+    return all(a >= b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,158 @@
+"""From the last hidden states to sampled tokens: logits, the two runners' dummy samplers, and V2's warm-up requests.
+
+Source: vLLM 0.26.0 v1/worker/gpu_model_runner.py:6170 and v1/sample/sampler.py (V1), v1/worker/gpu/model_runner.py:654,
+v1/worker/gpu/sample/*.py and v1/worker/gpu/warmup.py (V2), v1/sample/ops/topk_topp_*.py, FlashInfer 0.6.14 sampling.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.engine.config import EngineConfig
+from planner.memory.linear import LinearRun, linear_runs
+from planner.memory.program import Program
+from planner.model.modules import LMHead
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
+from planner.units import MIB
+from planner.values import DTYPE_BYTES
+
+_GUMBEL_BLOCK = 1024
+_PROMPT_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output head of the rank. `vocab` is what the sampler sees, `padded` the rows that the weight has."""
+
+    vocab: int
+    padded: int
+    hidden: int
+    item: int
+    tp: int
+    run: LinearRun
+    softcap: bool = False
+
+    def logits(self, p: Program, *, rows: dict[str, int] | None = None) -> int:
+        """Logits of the sampled rows, whole on each rank. `rows`: a fixed number of rows instead."""
+        scale = rows or {}
+        size = self.padded * self.item
+        scratch = self.run.before(p)
+        local = p.alloc("logits of this rank" if self.tp > 1 else "logits", **_rows(size // self.tp, scale))
+        p.free(*scratch)
+        if self.tp == 1:
+            return local
+        gathered = p.alloc("gathered logits", **_rows(size, scale))
+        whole = p.alloc("logits", **_rows(size, scale))
+        p.free(gathered, local)
+        return whole
+
+
+def head_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Head:
+    vocab = model.text.vocab_size
+    head = next((module for module in model.modules if isinstance(module, LMHead)), None)
+    padding = head.padding if head is not None else 64
+    runs = linear_runs(model, share, config)
+    run = runs[head.name] if head is not None else LinearRun("dense")
+    return Head(
+        vocab=vocab,
+        padded=-(-vocab // padding) * padding,
+        hidden=model.text.hidden_size,
+        item=DTYPE_BYTES[config.dtype],
+        tp=config.tensor_parallel_size,
+        run=run,
+    )
+
+
+def batch_index(p: Program) -> list[int]:
+    """The index tensors of one dummy batch of the V2 runner (v1/worker/gpu/input_batch.py make_dummy)."""
+    return [
+        p.alloc("request indices", seq=4),
+        p.alloc("positions within a request", seq=4),
+        p.alloc("logits indices", seq=4),
+        p.alloc("cumulated logits", seq=4, constant=4),
+    ]
+
+
+def dummy_sample_v2(p: Program, head: Head) -> None:
+    """V2's dummy sampler: greedy Gumbel sampling straight from the logits."""
+    p.stage("sampler")
+    logits = head.logits(p)
+    index = batch_index(p)
+    blocks = -(-head.vocab // _GUMBEL_BLOCK)
+    scratch = [
+        p.alloc("positions", seq=8),
+        p.alloc("input tokens", seq=4),
+        p.alloc("block winners", seq=8 * blocks),
+        p.alloc("block maxima", seq=4 * blocks),
+        p.alloc("winning block", seq=8),
+        p.alloc("sampled tokens", seq=8),
+    ]
+    p.free(*scratch, *index, logits)
+
+
+def dummy_sample_v1(p: Program, head: Head, sm_count: int, max_rows: int) -> None:
+    """V1's dummy sampler: both ways of top-k and top-p, each in float32 over the whole vocabulary."""
+    p.stage("sampler")
+    random = p.alloc("random hidden states", seq=head.hidden * head.item)
+    logits = head.logits(p)
+    metadata = [p.alloc(name, seq=size) for name, size in _V1_METADATA]
+    wide = 4 * head.vocab
+    scores = p.alloc("logits in float32", seq=wide)
+    greedy = p.alloc("greedy tokens", seq=8)
+    p.keep("FlashInfer top-k state", constant=MIB)
+    masked, probabilities = p.alloc("logits masked to top-k", seq=wide), p.alloc("probabilities", seq=wide)
+    p.free(p.alloc("sampled tokens", seq=5), probabilities, masked, greedy, scores)
+    p.stage("sampler, PyTorch path")
+    scores = p.alloc("logits in float32", seq=wide)
+    greedy = p.alloc("greedy tokens", seq=8)
+    programs = min(sm_count, max_rows)
+    p.keep("Triton top-k and top-p buffer", constant=min(_power_of_two(programs), sm_count) * wide)
+    probabilities, noise = p.alloc("probabilities", seq=wide), p.alloc("exponential noise", seq=wide)
+    p.free(noise, probabilities, greedy, scores, *metadata, logits, random)
+
+
+def warm_up_sample_v2(p: Program, head: Head, *, prefill: bool, rows: int) -> None:
+    """Sampling of V2's warm-up requests, which use every sampling feature: the largest lasting reservation.
+
+    Raw and processed logits in the model's dtype; a float32 copy, its top-k masked copy and the probabilities.
+    Prompt log-probabilities of a prefill step need the logits of all prompt tokens, 1024 at a time.
+    """
+    p.stage("warm-up sampler")
+    wide = 4 * head.vocab
+    logits = head.logits(p)
+    index = [p.alloc("positions", seq=8), p.alloc("input tokens", seq=4)]
+    processed = p.alloc("processed logits", seq=head.vocab * head.item)
+    limits = [p.alloc("top-k", seq=4), p.alloc("top-p", seq=4)]
+    scores = p.alloc("logits in float32", seq=wide)
+    p.keep("FlashInfer top-k state", constant=MIB)
+    masked, probabilities = p.alloc("logits masked to top-k", seq=wide), p.alloc("probabilities", seq=wide)
+    sampled = [p.alloc("sampled tokens", seq=4), p.alloc("validity", seq=1)]
+    p.free(probabilities, masked, scores, *sampled, *limits, processed, logits)
+    if prefill:
+        p.stage("warm-up prompt log-probabilities")
+        previous = None
+        for start in range(0, rows, _PROMPT_CHUNK):
+            chunk = head.logits(p, rows={"constant": min(_PROMPT_CHUNK, rows - start)})
+            p.free(previous)
+            previous = chunk
+        p.free(previous)
+    p.free(*index)
+
+
+_V1_METADATA = (
+    ("temperatures", 4),
+    ("top-p", 4),
+    ("top-k", 8),
+    ("frequency penalties", 4),
+    ("presence penalties", 4),
+    ("repetition penalties", 4),
+)
+
+
+def _rows(size: int, rows: dict[str, int]) -> dict[str, int]:
+    return {"constant": size * rows["constant"]} if rows else {"seq": size}
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

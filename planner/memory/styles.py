@@ -1,0 +1,75 @@
+"""How each model class writes its forward pass, as far as it decides which tensors outlive an operation.
+
+Source: vLLM 0.26.0 model_executor/models/<file>.py, the forward methods of the MLP and the decoder layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """`keeps_gate_up`: the MLP keeps the fused projection in a variable of its own until it returns (Qwen2MLP), instead
+    of overwriting it (LlamaMLP). `native_norm`: GemmaRMSNorm, which PyTorch runs in float32 and not in place.
+    `sandwich`: norms after attention and MLP as well."""
+
+    keeps_gate_up: bool = True
+    native_norm: bool = False
+    sandwich: bool = False
+
+
+_REBINDS = frozenset(
+    {
+        "LlamaForCausalLM",
+        "LLaMAForCausalLM",
+        "CwmForCausalLM",
+        "InternLM3ForCausalLM",
+        "IQuestCoderForCausalLM",
+        "TeleChat3ForCausalLM",
+        "MistralForCausalLM",
+        "Phi3ForCausalLM",
+        "GlmForCausalLM",
+        "Glm4ForCausalLM",
+        "DeciLMForCausalLM",
+        "NemotronNASForCausalLM",
+        "Llama4ForCausalLM",
+        "Llama4ForConditionalGeneration",
+        "FalconH1ForCausalLM",
+        "BailingMoeForCausalLM",
+        "Step1ForCausalLM",
+        "MllamaForConditionalGeneration",
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+        "AquilaForCausalLM",
+        "AquilaModel",
+        "Mistral3ForConditionalGeneration",
+        "PixtralForConditionalGeneration",
+        "Ernie4_5ForCausalLM",
+        "PaddleOCRVLForConditionalGeneration",
+    }
+)
+_GEMMA_SANDWICH = frozenset(
+    {
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "Gemma3ForConditionalGeneration",
+    }
+)
+_GEMMA_NORM = frozenset(
+    {
+        "GemmaForCausalLM",
+        "Qwen3NextForCausalLM",
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5MoeForCausalLM",
+        "Qwen3_5ForConditionalGeneration",
+        "Qwen3_5MoeForConditionalGeneration",
+    }
+)
+
+
+def style_of(architecture: str) -> Style:
+    """The style of a class. A class that no set names writes Qwen2's, which keeps most."""
+    if architecture in _GEMMA_SANDWICH:
+        return Style(native_norm=True, sandwich=True)
+    return Style(keeps_gate_up=architecture not in _REBINDS, native_norm=architecture in _GEMMA_NORM)
