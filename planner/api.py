@@ -14,6 +14,7 @@ from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess
 from planner.model.build import build_model
 from planner.model.spec import ModelSpec
+from planner.search.plan import SearchResult
 from planner.search.space import SearchOptions
 from planner.values import Value
 
@@ -68,6 +69,13 @@ def estimate(request: Request) -> Assessment:
     return assess(load_spec(request), load_gpus(request), request.args, request.version)
 
 
+def fit(request: Request, options: SearchOptions) -> SearchResult:
+    """The best flags for the model on these cards."""
+    from planner.search.search import search
+
+    return search(load_spec(request), load_gpus(request), options, request.version)
+
+
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -80,4 +88,4 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
     return value
 
 
-__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "load_gpus", "load_spec"]
+__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "load_gpus", "load_spec"]

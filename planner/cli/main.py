@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import Exit, TyperException
 
-from planner.cli import catalog, estimate
+from planner.cli import catalog, estimate, fit
 from planner.errors import PlannerError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("fit")(fit.fit)
 app.command("estimate")(estimate.estimate)
 app.add_typer(catalog.app, name="catalog")
 

@@ -1,0 +1,86 @@
+"""`vplan fit`: search for the flags that fit the cards."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from planner import api
+from planner.cli.options import planning_options
+from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.errors import InputError
+from planner.search.space import SearchOptions, Workload
+
+
+@planning_options()
+def fit(
+    request: Any,
+    objective: Annotated[str, typer.Option("--objective", help="context, concurrency or balanced.")] = "balanced",
+    concurrency: Annotated[int | None, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.", show_default=False)] = None,
+    min_model_len: Annotated[int, typer.Option("--min-model-len", help="Shortest max-model-len that will do.")] = 1,
+    images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
+    image_size: Annotated[str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)] = None,
+    videos: Annotated[int | None, typer.Option("--videos", help="Videos in each request.", show_default=False)] = None,
+    video_seconds: Annotated[float, typer.Option("--video-seconds", help="Length of each video.")] = 30.0,
+    safety_margin: Annotated[float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")] = 0.10,
+    max_plans: Annotated[int, typer.Option("--max-plans", help="Plans to show.")] = 5,
+    format: Format = "text",  # noqa: A002
+    output: Output = None,
+) -> None:
+    """Search tensor parallelism, lengths, batch sizes, cache dtype and utilization for plans that fit.
+
+    Example: vplan fit --model Qwen/Qwen2.5-VL-72B-Instruct-AWQ --gpus l20:8
+    """
+    started = time.perf_counter()
+    check_format(format)
+    options = _options(request, objective, concurrency, min_model_len, images, image_size, videos, video_seconds, safety_margin, max_plans)
+    result = api.fit(request, options)
+    elapsed = time.perf_counter() - started
+    if format == "json":
+        from planner.report.fit import fit_json
+
+        write(fit_json(request, result, elapsed), output)
+    elif format == "text":
+        from planner.report.fit import fit_text
+
+        write(fit_text(request, result, elapsed, color=wants_color(output)), output)
+    else:
+        from planner.report.tables import fit_csv, fit_markdown
+
+        write(fit_csv(request, result) if format == "csv" else fit_markdown(request, result), output)
+    if not result.plans:
+        raise typer.Exit(1)
+
+
+def _options(
+    request: Any, objective: str, concurrency: int | None, min_model_len: int, images: int | None, image_size: str | None,
+    videos: int | None, video_seconds: float, safety_margin: float, max_plans: int,
+) -> SearchOptions:  # fmt: skip
+    if objective not in ("context", "concurrency", "balanced"):
+        raise InputError(f"--objective: choose context, concurrency or balanced, not {objective!r}")
+    for name, value, least in (("--concurrency", concurrency, 1), ("--images", images, 0), ("--videos", videos, 0), ("--min-model-len", min_model_len, 1), ("--max-plans", max_plans, 1)):
+        if value is not None and not least <= value <= 10**9:
+            raise InputError(f"{name} must be from {least} to 1000000000, not {value}")
+    if not 0 <= safety_margin < 1:
+        raise InputError(f"--safety-margin must be at least 0 and below 1, not {safety_margin}")
+    if not 0 < video_seconds <= 86400:
+        raise InputError(f"--video-seconds must be above 0 and at most 86400, not {video_seconds}")
+    width, height = _pixels(image_size)
+    return SearchOptions(
+        objective=objective, safety_margin=safety_margin, args=request.args, given=request.given, max_plans=max_plans,
+        workload=Workload(
+            concurrency=concurrency, min_model_len=min_model_len, images=images or 0, image_width=width, image_height=height,
+            videos=videos or 0, video_seconds=video_seconds,
+        ),
+    )  # fmt: skip
+
+
+def _pixels(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1024, 1024
+    width, cross, height = text.lower().partition("x")
+    if not cross or not width.isdigit() or not height.isdigit() or not 0 < int(width) <= 65536 or not 0 < int(height) <= 65536:
+        raise InputError(f"--image-size: write WIDTHxHEIGHT in pixels, for example 1920x1080, not {text!r}")
+    return int(width), int(height)

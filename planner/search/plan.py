@@ -1,0 +1,45 @@
+"""What a search returns: ranked plans, and what removed the candidates that are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.engine.args import EngineArgs
+from planner.memory.assess import Assessment
+from planner.memory.result import Estimate
+from planner.values import Bottleneck, Rejection, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to serve. `args` are the flags that make it; `concurrency` the requests of max_model_len tokens that the
+    cache holds at once; `headroom_bytes` what the device keeps free, the encoder's run-time peak set aside."""
+
+    args: EngineArgs
+    assessment: Assessment
+    concurrency: int
+    headroom_bytes: int
+
+    @property
+    def estimate(self) -> Estimate:
+        return self.assessment.estimate
+
+
+class RejectedCount(Value):
+    """Candidates that one bottleneck removed, with one of them spelt out."""
+
+    reason: Bottleneck
+    count: int
+    example: Rejection
+    flags: tuple[tuple[str, str | int | float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """Plans, best first; every other of the `evaluated` candidates is counted in `rejected`."""
+
+    plans: tuple[Plan, ...]
+    feasible: int
+    rejected: tuple[RejectedCount, ...]
+    evaluated: int
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,210 @@
+"""Find the plans: judge every layout's grid, choose each layout's best candidate, and rank what holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.engine.args import EngineArgs
+from planner.hardware.spec import GpuPool
+from planner.memory.assess import Assessment, assess
+from planner.memory.kv_capacity import whole_requests
+from planner.model.spec import ModelSpec
+from planner.search.grid import VERDICTS, Grid, evaluate
+from planner.search.layouts import Layout, cache_dtypes, layout, pipeline_parallel_sizes, tensor_parallel_sizes
+from planner.search.plan import Plan, RejectedCount, SearchResult
+from planner.search.space import SEQUENCES, SearchOptions
+from planner.values import Bottleneck, Rejection
+
+BALANCED_CONCURRENCY = 8
+"""Requests of full length that the balanced objective holds at once where the user names no number."""
+
+_OCTAVE = 0.02
+
+
+@dataclass(slots=True)
+class _Tally:
+    counts: Counter[Bottleneck] = field(default_factory=Counter)
+    examples: dict[Bottleneck, tuple[Rejection, tuple[tuple[str, str | int | float], ...]]] = field(default_factory=dict)
+    evaluated: int = 0
+    feasible: int = 0
+
+    def refuse(self, reason: Bottleneck, count: int, example: Rejection, flags: tuple[tuple[str, str | int | float], ...]) -> None:
+        self.counts[reason] += count
+        self.evaluated += count
+        self.examples.setdefault(reason, (example, flags))
+
+
+def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str) -> SearchResult:
+    """The best plans for the objective. Deterministic; every candidate ends as a plan or in a rejected count.
+
+    Plans with an FP8 cache come after those with the model's own, whatever they score: the search trades no accuracy
+    that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
+    """
+    tally = _Tally()
+    plans: list[tuple[tuple[float, ...], Plan]] = []
+    for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
+        found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in _explore(model, gpus, options, vllm_version, cache_dtype, tp, 1, tally)]
+        if not found and "pipeline_parallel_size" not in options.given:
+            found = [
+                plan
+                for tp in tensor_parallel_sizes(gpus, options)
+                for stages in pipeline_parallel_sizes(gpus, tp, model)
+                for plan in _explore(model, gpus, options, vllm_version, cache_dtype, tp, stages, tally)
+            ]
+        plans += [((dtype_rank, -score), plan) for score, plan in found]
+    plans.sort(key=lambda item: item[0])
+    return SearchResult(
+        plans=tuple(plan for _, plan in plans[: options.max_plans]),
+        feasible=tally.feasible,
+        rejected=tuple(
+            RejectedCount(reason=reason, count=count, example=tally.examples[reason][0], flags=tally.examples[reason][1])
+            for reason, count in tally.counts.most_common()
+        ),
+        evaluated=tally.evaluated,
+    )
+
+
+def _explore(
+    model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str, cache_dtype: str, tp: int, stages: int, tally: _Tally,
+) -> Iterator[tuple[float, Plan]]:
+    if "pipeline_parallel_size" in options.given:
+        stages = options.args.pipeline_parallel_size
+    args = options.args.model_copy(update={
+        "tensor_parallel_size": tp, "pipeline_parallel_size": stages, "kv_cache_dtype": cache_dtype,
+    })
+    flags: tuple[tuple[str, str | int | float], ...] = (("tensor_parallel_size", tp), ("pipeline_parallel_size", stages), ("kv_cache_dtype", cache_dtype))
+    found = layout(model, gpus, args, vllm_version)
+    if found.deployment is None:
+        assert found.rejection is not None
+        tally.refuse(found.rejection.bottleneck, 1, found.rejection, flags)
+        return
+    grid = evaluate(found.deployment, args, options, _concurrency(options))
+    _count(grid, flags, tally)
+    best = _best(grid, found, options)
+    if best is None:
+        return
+    plan = _plan(model, gpus, args, grid, best, options, vllm_version)
+    if plan is not None:
+        yield _score_of(plan, options), plan
+
+
+def _concurrency(options: SearchOptions) -> int:
+    if options.workload.concurrency is not None:
+        return options.workload.concurrency
+    return BALANCED_CONCURRENCY if options.objective == "balanced" and "max_model_len" not in options.given else 1
+
+
+def _best(grid: Grid, found: Layout, options: SearchOptions) -> tuple[int, int] | None:
+    """(sizes, utilization) with the best objective; near ties go to vLLM's default sizes and the lower utilization."""
+    if not (grid.verdicts == 0).any():
+        return None
+    longest = grid.longest
+    fixed = int(grid.lengths[-1])
+    floor = int(grid.lengths[0])
+    tokens = grid.blocks.astype(np.float64)
+    holds = longest >= (fixed if len(grid.lengths) == 1 else floor)
+    if options.objective == "context" or options.objective == "balanced":
+        value = np.log2(np.maximum(longest, 1))
+        value = value + np.where(longest >= fixed, 0.25 * np.log2(np.maximum(tokens, 1)), 0.0)
+    else:
+        value = np.log2(np.maximum(tokens, 1))
+    config = found.deployment.config if found.deployment else None
+    assert config is not None
+    preferred_seqs = _preferred_seqs(options, config.max_num_seqs)
+    drift = np.abs(np.log2(grid.seqs / preferred_seqs)) + np.abs(np.log2(grid.tokens / config.max_num_batched_tokens))
+    value = np.where(holds, value - _OCTAVE * drift[:, None], -np.inf)
+    if not np.isfinite(value).any():
+        return None
+    sizes, utilization = np.unravel_index(int(np.argmax(value)), value.shape)
+    return int(sizes), int(utilization)
+
+
+def _preferred_seqs(options: SearchOptions, default: int) -> int:
+    wanted = options.workload.concurrency
+    if wanted is None:
+        return min(default, 256)
+    return next((size for size in SEQUENCES if size >= wanted), SEQUENCES[-1])
+
+
+def _plan(
+    model: ModelSpec, gpus: GpuPool, args: EngineArgs, grid: Grid, best: tuple[int, int], options: SearchOptions, vllm_version: str,
+) -> Plan | None:
+    sizes, column = best
+    update: dict[str, object] = {"max_num_seqs": int(grid.seqs[sizes]), "max_num_batched_tokens": int(grid.tokens[sizes])}
+    if args.kv_cache_memory_bytes is None:
+        update["gpu_memory_utilization"] = float(grid.utilizations[column])
+    if "max_model_len" not in options.given or args.max_model_len == -1:
+        update["max_model_len"] = int(grid.longest[sizes, column])
+    chosen = args.model_copy(update=update)
+    assessment = assess(model, gpus, chosen, vllm_version)
+    if not assessment.estimate.starts:
+        return None
+    return Plan(chosen, assessment, _full_length_requests(assessment), _headroom(assessment))
+
+
+def _full_length_requests(assessment: Assessment) -> int:
+    cache, config = assessment.estimate.kv_cache, assessment.config
+    assert cache is not None
+    assert config is not None
+    assert assessment.deployment is not None
+    return int(whole_requests(assessment.deployment.pool, cache.num_gpu_blocks, config.max_model_len, config.max_num_batched_tokens))
+
+
+def _headroom(assessment: Assessment) -> int:
+    per_gpu = assessment.estimate.per_gpu
+    assert per_gpu is not None
+    return per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes - per_gpu.vision_encoder_runtime_peak_bytes
+
+
+def _score_of(plan: Plan, options: SearchOptions) -> float:
+    cache, engine = plan.estimate.kv_cache, plan.estimate.engine
+    assert cache is not None
+    assert engine is not None
+    if options.objective == "concurrency":
+        return float(plan.concurrency)
+    return float(engine.max_model_len) * (1.0 + 1e-9 * plan.concurrency) + min(plan.concurrency, 10**6) * 1e-3
+
+
+def _count(grid: Grid, flags: tuple[tuple[str, str | int | float], ...], tally: _Tally) -> None:
+    codes, counts = np.unique(grid.verdicts, return_counts=True)
+    for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+        reason = VERDICTS[code]
+        if reason is None:
+            tally.feasible += count
+            tally.evaluated += count
+            continue
+        tally.counts[reason] += count
+        tally.evaluated += count
+        if reason not in tally.examples:
+            tally.examples[reason] = (_example(grid, code, reason), (*flags, *_flags_of(grid, code)))
+
+
+def _flags_of(grid: Grid, code: int) -> tuple[tuple[str, str | int | float], ...]:
+    sizes, utilization, length = (int(axis[0]) for axis in np.nonzero(grid.verdicts == code))
+    return (
+        ("max_num_seqs", int(grid.seqs[sizes])), ("max_num_batched_tokens", int(grid.tokens[sizes])),
+        ("gpu_memory_utilization", float(grid.utilizations[utilization])), ("max_model_len", int(grid.lengths[length])),
+    )  # fmt: skip
+
+
+_SENTENCES: dict[Bottleneck, str] = {
+    "batched_tokens": "max_num_batched_tokens must be greater than or equal to max_num_seqs",
+    "startup_memory": "free memory at startup is below the requested share of the card",
+    "weights": "the weights do not fit the card",
+    "kv_cache": "the cache does not hold the requests asked for",
+    "device_memory": "the device would not keep the safety margin free",
+}
+
+
+def _example(grid: Grid, code: int, reason: Bottleneck) -> Rejection:
+    sizes, utilization, _ = (int(axis[0]) for axis in np.nonzero(grid.verdicts == code))
+    need = have = None
+    if reason == "device_memory":
+        need, have = int(grid.needed_device_bytes[sizes, utilization]), grid.deployment.gpus.gpu.total_memory_bytes
+    return Rejection(bottleneck=reason, message=_SENTENCES[reason], need_bytes=need, have_bytes=have)
+
+
