@@ -23,7 +23,7 @@ FAMILIES = (
     "moonvit", "intern_vit", "kosmos", "ultravox", "audioflamingo", "vaultgemma", "doge", "flex_olmo", "zaya",
 )
 NOISE = (
-    "token_id", "dropout", "initializer", "output_", "label", "chunk_size_feed_forward", "problem_type", "return_dict", "use_cache",
+    "token_id", "dropout", "initializer", "output_attentions", "output_hidden_states", "output_router", "label", "chunk_size_feed_forward", "problem_type", "return_dict", "use_cache",
     "transformers_version", "name_or_path", "_range", "_eps", "_epsilon", "token_index", "router_aux", "router_jitter", "_coef", "_noise",
     "pretraining_tp", "is_encoder_decoder", "use_return", "architectures", "rescale", "seed", "temperature", "multiplier", "norm_topk", "apply_spec",
     "time_step", "mask_", "ctc_", "classifier", "layerdrop", "projection_dim", "logit_scale", "loss", "codebook_", "spec_augment",

@@ -10,14 +10,14 @@ from typing import Literal
 
 from planner.values import Value
 
-Modality = Literal["image", "video", "audio"]
+Modality = Literal["image", "video", "audio", "vision_chunk"]
 
 
 class Encoder(Value):
     """One encoder tower's sizes.
 
-    `mlp_shards`: 2 for a gated MLP (gate and up fused), else 1. `output_size`: width of one embedding that the tower and
-    its projector hand to the language model, deepstack levels included (Qwen3-VL concatenates `deepstack_levels`
+    `mlp_shards`: 2 for a gated MLP (gate and up fused), else 1. `output_size`: width of one embedding that the tower
+    and its projector hand to the language model, deepstack levels included (Qwen3-VL concatenates `deepstack_levels`
     more embeddings to each token). `projector_size`: width of the projector's or merger's hidden layer.
     `window_pixels`: side of a local-attention window, None where every layer attends to the whole image;
     `full_attention_layers`: the layers that do so all the same. `prefix_tokens`: class and register tokens in each

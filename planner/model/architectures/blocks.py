@@ -22,7 +22,8 @@ from planner.model.modules import (
     VocabEmbedding,
 )
 from planner.model.rope import rotary_cache
-from planner.model.spec import TextDims, VisionSpec
+from planner.model.spec import TextDims
+from planner.model.vision_spec import VisionSpec
 from planner.values import DType
 
 LLAMA_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}

@@ -155,7 +155,7 @@ def _decoder(
 
 
 def _rope(config: ConfigView, sliding: bool) -> Mapping[str, Any]:
-    """The parameters of one kind of layer, as transformers 5 nests them (Gemma3TextConfig.convert_rope_params_to_dict)."""
+    """The parameters of one kind of layer, as transformers 5 nests them (its Gemma3TextConfig)."""
     nested = config.raw("rope_parameters")
     kind = "sliding_attention" if sliding else "full_attention"
     if isinstance(nested, Mapping) and not isinstance(nested.get(kind), Mapping):

@@ -70,7 +70,7 @@ def llava_onevision(config: ConfigView) -> Architecture:
 
 
 def mistral3(config: ConfigView) -> Architecture:
-    """Mistral3ForConditionalGeneration: Pixtral tower, a merger of spatial_merge_size**2 patches before the projector."""
+    """Mistral3ForConditionalGeneration: Pixtral tower, a merger of patches before the projector."""
     text = language_model(text_view(config, "mistral"))
     vision = _vision(config, "pixtral")
     if vision.model_type != "pixtral":
@@ -99,7 +99,7 @@ def feature_depth(config: ConfigView, vision: ConfigView) -> int:
         raise InputError(
             f"{config.where}: vision_feature_layer must be a whole number or a list of them, found {given!r}"
         )
-    depth = max(layers + index + 1 if index < 0 else index for index in indices)
+    depth: int = max(layers + index + 1 if index < 0 else index for index in indices)
     if not 0 < depth <= layers:
         raise InputError(f"{config.where}: vision_feature_layer {given!r} is outside the tower's {layers} layers")
     return depth
@@ -166,7 +166,7 @@ def _pinpoints(config: ConfigView, vision: ConfigView, *, max_tiles: int = 0, fr
 
 
 def _selected(config: ConfigView, vision: ConfigView) -> tuple[int, int]:
-    """(sequence length in the encoder, tokens kept): "default" drops the class token (vision.py get_num_selected_vision_tokens)."""
+    """(sequence length in the encoder, tokens kept): "default" drops the class token (vision.py)."""
     patches = patch_grid(vision) ** 2 + (1 if vision.model_type == "clip_vision_model" else 0)
     strategy = config.text("vision_feature_select_strategy", "default")
     return patches, patches - 1 if strategy == "default" else patches

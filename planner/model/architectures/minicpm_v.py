@@ -23,7 +23,7 @@ _TEXT: dict[tuple[int, ...], Callable[[ConfigView, str], Architecture]] = {
     (4, 0): llama.llama,
     (4, 5): llama.qwen3,
 }
-_TEXT_TYPES = {(2, 5): "llama", (2, 6): "qwen2", (4, 0): "llama", (4, 5): "qwen3"}
+_TEXT_TYPES: dict[tuple[int, ...], str] = {(2, 5): "llama", (2, 6): "qwen2", (4, 0): "llama", (4, 5): "qwen3"}
 _POSITION_SIDE = 70
 _TEMPORAL_ROWS = 36000
 
@@ -97,7 +97,7 @@ def _resampler(config: ConfigView, vision: ConfigView, version: tuple[int, ...])
 
 
 def _slices(config: ConfigView, vision: ConfigView) -> Slices:
-    """The dummy image is image_size wide and image_size * max_slice_num high (minicpmv.py get_image_size_with_most_features)."""
+    """The dummy image is image_size wide and image_size * max_slice_num high (minicpmv.py MiniCPMVProcessingInfo)."""
     side, patch = config.size("image_size", 448), vision.size("patch_size")
     return Slices(
         patch_size=patch,

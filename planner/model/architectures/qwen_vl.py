@@ -101,7 +101,7 @@ def qwen2_vision_tower(vision: ConfigView, prefix: str = "visual") -> list[Modul
         modules += norm(f"{at}.norm1", width, "every", bias=True) + norm(f"{at}.norm2", width, "every", bias=True)
         modules += [column(f"{at}.attn.qkv", width, 3 * width, num_heads=heads), row(f"{at}.attn.proj", width, width)]
         modules += plain_mlp(f"{at}.mlp", "every", width, inner)
-    # The merger is built with the default merge size of 2, whatever the config says (qwen2_vl.py Qwen2VisionTransformer).
+    # The merger is built with the default merge size of 2, whatever the config says (qwen2_vl.py).
     modules += patch_merger(f"{prefix}.merger", width, vision.size("hidden_size"), 2, norm_bias=True)
     return as_tower(modules)
 

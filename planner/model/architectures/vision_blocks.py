@@ -22,7 +22,7 @@ def as_tower(modules: Iterable[Module], component: Component = "vision_tower") -
 
 
 def weight(name: str, *shape: int, bias: bool = False, shard_dim: int | None = None) -> list[Module]:
-    """A parameter outside vLLM's linear layers (convolution, position table, nn.Linear), with a bias of its first size."""
+    """A parameter outside vLLM's linear layers (convolution, table, nn.Linear), with a bias of its first size."""
     parts: list[Module] = [Parameter(name=f"{name}.weight", shape=shape, shard_dim=shard_dim)]
     if bias:
         parts.append(Parameter(name=f"{name}.bias", shape=shape[:1], shard_dim=shard_dim))

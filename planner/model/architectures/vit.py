@@ -130,7 +130,7 @@ def interns1_vit(vision: ConfigView, prefix: str, layers: int) -> list[Module]:
 
 
 def pixtral_hf(vision: ConfigView, prefix: str, layers: int, post_norm: bool) -> list[Module]:
-    """PixtralHFVisionModel: RMSNorm, gated MLP, 2-D rotary tables in float32 (transformers modeling_pixtral.py, twice)."""
+    """PixtralHFVisionModel: RMSNorm, gated MLP, two float32 rotary tables (transformers modeling_pixtral.py)."""
     width, heads = vision.size("hidden_size"), vision.size("num_attention_heads")
     modules = _patch_conv(vision, f"{prefix}.patch_conv", bias=False) + norm(f"{prefix}.ln_pre", width, "every")
     for layer in range(layers):
