@@ -9,7 +9,7 @@ from planner.engine.backends import BACKENDS, AttentionQuery, Backend, flash_att
 from planner.hardware.spec import GpuSpec
 from planner.model.modules import Attention, MLAProjection
 from planner.model.spec import ModelSpec
-from planner.values import DTYPE_BYTES, DType, reject
+from planner.values import DType, reject
 
 _PLAIN_KV = ("auto", "float16", "bfloat16")
 
@@ -69,19 +69,7 @@ def choose_attention(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings
     if model.facts.index_topk is not None and model.use_mla:
         preferred = max(preferred, 64)
     block_size = preferred if settings.block_size is None else settings.block_size
-    if settings.skip_layers:
-        block_size = _shared_block_size(block_size, primary, settings.dtype)
     return AttentionChoice(primary.name, tuple(chosen), kv_cache_dtype, block_size, uniform, tuple(warnings))
-
-
-def _shared_block_size(block_size: int, primary: Backend, dtype: DType) -> int:
-    """The block at which a page of bytes covers the smallest page of a layer that keeps the model's dtype.
-
-    Source: vLLM 0.26.0 platforms/interface.py:652 _align_heterogeneous_kv_block_size.
-    """
-    smallest = min(primary.kernel_block_sizes)
-    alignment = max(smallest, block_size)
-    return max(block_size, alignment * -(-DTYPE_BYTES[dtype] * smallest // alignment))
 
 
 def _queries(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings) -> Iterable[tuple[AttentionQuery, bool]]:

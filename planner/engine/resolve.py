@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.engine.adapters import refuse_adapters
 from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.engine.attention import AttentionChoice, AttentionSettings, choose_attention
@@ -22,10 +23,9 @@ from planner.hardware.spec import GpuSpec
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.releases.release import Release
-from planner.values import DType, reject
+from planner.values import DType
 
 _UNMODELLED_VARIABLES = ("VLLM_MLA_DISABLE", "VLLM_BATCH_INVARIANT", "VLLM_USE_BREAKABLE_CUDAGRAPH")
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str) -> EngineConfig:
@@ -49,6 +49,8 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     speculation = resolve_speculation(args.speculative_config, model)
     length = default_length(model) if max_model_len == AUTO else max_model_len
     sizes = resolve_batch_sizes(args, model, gpu, release, length)
+    if args.enable_lora:
+        refuse_adapters(args, speculation, sizes)
     prefix_caching = resolve_prefix_caching(args, model, release)
     mamba_mode = resolve_mamba_cache_mode(
         model, release, prefix_caching=prefix_caching, chunked_prefill=sizes.enable_chunked_prefill
@@ -130,9 +132,6 @@ def _refuse_values(args: EngineArgs) -> None:
         raise InputError(f"--gpu-memory-utilization must be above 0 and at most 1, found {args.gpu_memory_utilization}")
     if args.block_size is not None and args.block_size < 1:
         raise InputError(f"--block-size must be at least 1, found {args.block_size}")
-    if args.enable_lora and args.max_lora_rank not in _LORA_RANKS:
-        choices = ", ".join(map(str, _LORA_RANKS))
-        raise reject("flag", f"argument --max-lora-rank: invalid choice: {args.max_lora_rank} (choose from {choices})")
     for name, value in args.env:
         if name in _UNMODELLED_VARIABLES and value not in ("", "0"):
             raise UnsupportedError(name, f"--env {name}={value} is not supported by this planner")

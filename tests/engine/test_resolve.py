@@ -358,3 +358,11 @@ def test_removed_architecture_is_refused_only_by_later_releases():
         refuse_architecture("BaichuanForCausalLM", "0.26.0")
     refuse_architecture("BaichuanForCausalLM", "0.23.0")
     refuse_architecture("Qwen2ForCausalLM", "0.26.0")
+
+
+def test_adapters(dense, card):
+    refused = rejection(dense(), card("h200"), enable_lora=True, max_lora_rank=24)
+    assert refused.message.endswith("invalid choice: 24 (choose from 1, 8, 16, 32, 64, 128, 256, 320, 512)")
+    flags = {"speculative_config": NGRAM, "max_num_batched_tokens": 600, "max_num_seqs": 256}
+    assert resolve(dense(), card("h200"), EngineArgs(**flags), "0.26.0").max_num_batched_tokens == 600
+    assert rejection(dense(), card("h200"), enable_lora=True, **flags).bottleneck == "batched_tokens"
