@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from planner.engine.args import EngineArgs
@@ -22,7 +22,7 @@ from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCache
 from planner.memory.runtime import RuntimeTerms, StaticCosts, runtime_terms, static_costs
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
-from planner.sharding.shard import shard_stages
+from planner.sharding.shard import kv_layers, shard_stages
 from planner.units import format_gib
 from planner.values import Rejected, Rejection, reject
 
@@ -62,22 +62,25 @@ def assess(model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str)
     return assess_deployment(deployment)
 
 
-def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig) -> Deployment:
-    """Split the model and form its pool. Raises Rejected where vLLM refuses the split."""
+def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployment | None = None) -> Deployment:
+    """Split the model and form its pool. Raises Rejected where vLLM refuses the split.
+
+    `like`: a deployment of the same model that differs at most in cache dtype, lengths and batch sizes; its weights
+    are taken over instead of being split again.
+    """
     if config.world_size > gpus.world_size:
         raise reject(
             "parallelism",
             f"World size ({config.world_size}) is larger than the number of available GPUs ({gpus.world_size}).",
         )
-    shares = shard_stages(model, config)
-    return Deployment(
-        model=model,
-        gpus=gpus,
-        config=config,
-        shares=shares,
-        pool=build_pool([share.kv_layers for share in shares], config),
-        static=tuple(static_costs(model, share, config, gpus.gpu) for share in shares),
-    )
+    if like is None:
+        shares = shard_stages(model, config)
+        static = tuple(static_costs(model, share, config, gpus.gpu) for share in shares)
+    else:
+        shares = tuple(replace(share, kv_layers=kv_layers(model, config, share.pp_rank)) for share in like.shares)
+        static = like.static
+    pool = build_pool([share.kv_layers for share in shares], config)
+    return Deployment(model=model, gpus=gpus, config=config, shares=shares, pool=pool, static=static)
 
 
 def assess_deployment(deployment: Deployment) -> Assessment:

@@ -36,11 +36,16 @@ def pipeline_parallel_sizes(gpus: GpuPool, tensor_parallel_size: int, model: Mod
     return tuple(stages for stages in range(2, room + 1) if room % stages == 0 or stages == room)
 
 
-def layout(model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str) -> Layout:
-    """The layout of these flags, with vLLM's refusal in place of a deployment where it refuses."""
+def layout(
+    model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str, like: Deployment | None = None
+) -> Layout:
+    """The layout of these flags, with vLLM's refusal in place of a deployment where it refuses.
+
+    `like`: see planner.memory.assess.deploy.
+    """
     try:
         config = resolve(model, gpus.gpu, args, vllm_version)
-        return Layout(args, deploy(model, gpus, config), None)
+        return Layout(args, deploy(model, gpus, config, like), None)
     except Rejected as refused:
         return Layout(args, None, refused.rejection)
 

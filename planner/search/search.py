@@ -10,7 +10,7 @@ import numpy as np
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
-from planner.memory.assess import Assessment, assess
+from planner.memory.assess import Assessment, Deployment, assess_deployment
 from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
 from planner.search.grid import VERDICTS, Grid, evaluate
@@ -45,15 +45,16 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
     """
     tally = _Tally()
+    explorer = _Explorer(model, gpus, options, vllm_version, tally)
     plans: list[tuple[tuple[float, ...], Plan]] = []
     for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
-        found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in _explore(model, gpus, options, vllm_version, cache_dtype, tp, 1, tally)]
+        found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in explorer.explore(cache_dtype, tp, 1)]
         if not found and "pipeline_parallel_size" not in options.given:
             found = [
                 plan
                 for tp in tensor_parallel_sizes(gpus, options)
                 for stages in pipeline_parallel_sizes(gpus, tp, model)
-                for plan in _explore(model, gpus, options, vllm_version, cache_dtype, tp, stages, tally)
+                for plan in explorer.explore(cache_dtype, tp, stages)
             ]
         plans += [((dtype_rank, -score), plan) for score, plan in found]
     plans.sort(key=lambda item: item[0])
@@ -68,28 +69,40 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     )
 
 
-def _explore(
-    model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str, cache_dtype: str, tp: int, stages: int, tally: _Tally,
-) -> Iterator[tuple[float, Plan]]:
-    if "pipeline_parallel_size" in options.given:
-        stages = options.args.pipeline_parallel_size
-    args = options.args.model_copy(update={
-        "tensor_parallel_size": tp, "pipeline_parallel_size": stages, "kv_cache_dtype": cache_dtype,
-    })
-    flags: tuple[tuple[str, str | int | float], ...] = (("tensor_parallel_size", tp), ("pipeline_parallel_size", stages), ("kv_cache_dtype", cache_dtype))
-    found = layout(model, gpus, args, vllm_version)
-    if found.deployment is None:
-        assert found.rejection is not None
-        tally.refuse(found.rejection.bottleneck, 1, found.rejection, flags)
-        return
-    grid = evaluate(found.deployment, args, options, _concurrency(options))
-    _count(grid, flags, tally)
-    best = _best(grid, found, options)
-    if best is None:
-        return
-    plan = _plan(model, gpus, args, grid, best, options, vllm_version)
-    if plan is not None:
-        yield _score_of(plan, options), plan
+@dataclass(slots=True)
+class _Explorer:
+    """Judges layouts one after the other; the weights of a layout are split once for all cache dtypes."""
+
+    model: ModelSpec
+    gpus: GpuPool
+    options: SearchOptions
+    vllm_version: str
+    tally: _Tally
+    known: dict[tuple[int, int], Deployment] = field(default_factory=dict)
+
+    def explore(self, cache_dtype: str, tp: int, stages: int) -> Iterator[tuple[float, Plan]]:
+        options = self.options
+        if "pipeline_parallel_size" in options.given:
+            stages = options.args.pipeline_parallel_size
+        sizes: dict[str, str | int | float] = {
+            "tensor_parallel_size": tp, "pipeline_parallel_size": stages, "kv_cache_dtype": cache_dtype,
+        }
+        args = options.args.model_copy(update=sizes)
+        flags = tuple(sizes.items())
+        found = layout(self.model, self.gpus, args, self.vllm_version, self.known.get((tp, stages)))
+        if found.deployment is None:
+            assert found.rejection is not None
+            self.tally.refuse(found.rejection.bottleneck, 1, found.rejection, flags)
+            return
+        self.known.setdefault((tp, stages), found.deployment)
+        grid = evaluate(found.deployment, args, options, _concurrency(options))
+        _count(grid, flags, self.tally)
+        best = _best(grid, found, options)
+        if best is None:
+            return
+        plan = _plan(self, args, grid, best)
+        if plan is not None:
+            yield _score_of(plan, options), plan
 
 
 def _concurrency(options: SearchOptions) -> int:
@@ -130,17 +143,19 @@ def _preferred_seqs(options: SearchOptions, default: int) -> int:
     return next((size for size in SEQUENCES if size >= wanted), SEQUENCES[-1])
 
 
-def _plan(
-    model: ModelSpec, gpus: GpuPool, args: EngineArgs, grid: Grid, best: tuple[int, int], options: SearchOptions, vllm_version: str,
-) -> Plan | None:
+def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, best: tuple[int, int]) -> Plan | None:
     sizes, column = best
+    options = explorer.options
     update: dict[str, object] = {"max_num_seqs": int(grid.seqs[sizes]), "max_num_batched_tokens": int(grid.tokens[sizes])}
     if args.kv_cache_memory_bytes is None:
         update["gpu_memory_utilization"] = float(grid.utilizations[column])
     if "max_model_len" not in options.given or args.max_model_len == -1:
         update["max_model_len"] = int(grid.longest[sizes, column])
     chosen = args.model_copy(update=update)
-    assessment = assess(model, gpus, chosen, vllm_version)
+    found = layout(explorer.model, explorer.gpus, chosen, explorer.vllm_version, grid.deployment)
+    if found.deployment is None:
+        return None
+    assessment = assess_deployment(found.deployment)
     if not assessment.estimate.starts:
         return None
     return Plan(chosen, assessment, _full_length_requests(assessment), _headroom(assessment))

@@ -9,10 +9,10 @@ from planner.values import Value
 
 Objective = Literal["context", "concurrency", "balanced"]
 
-SEQUENCES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-BATCHED_TOKENS = (1024, 2048, 4096, 8192, 16384, 32768)
-UTILIZATIONS = tuple(percent / 100 for percent in range(60, 99))
-LENGTH_STEPS = 24
+SEQUENCES = (1, 4, 8, 16, 32, 64, 96, 128, 192, 256, 512, 1024)
+BATCHED_TOKENS = (2048, 4096, 8192, 16384)
+UTILIZATIONS = tuple(percent / 100 for percent in range(70, 99))
+LENGTH_STEPS = 16
 
 
 class Workload(Value):

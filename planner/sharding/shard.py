@@ -39,10 +39,7 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
     if config.pipeline_parallel_size > 1 and model.pipeline_refusal is not None:
         raise reject("parallelism", model.pipeline_refusal)
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
-    builder = _RankBuilder(model, config, pp_rank, selector_for(model, config))
-    for module in model.modules:
-        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers) and not _dropped(module, model, config):
-            builder.add(module)
+    builder = _built(model, config, pp_rank, Module)
     return RankShare(
         tp_rank=0,
         pp_rank=pp_rank,
@@ -55,9 +52,25 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
     )
 
 
+def kv_layers(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> tuple[LayerKVSpec, ...]:
+    """The caches of one rank of a stage, without its weights."""
+    return tuple(_built(model, config, pp_rank, (Attention, StateSpace)).kv_layers)
+
+
 def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...]:
     """One share for each pipeline stage."""
     return tuple(shard(model, config, rank) for rank in range(config.pipeline_parallel_size))
+
+
+def _built(model: ModelSpec, config: EngineConfig, pp_rank: int, kinds: type | tuple[type, ...]) -> _RankBuilder:
+    layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
+    builder = _RankBuilder(model, config, pp_rank, selector_for(model, config))
+    for module in model.modules:
+        if not isinstance(module, kinds) or _dropped(module, model, config):
+            continue
+        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers):
+            builder.add(module)
+    return builder
 
 
 def _dropped(module: Module, model: ModelSpec, config: EngineConfig) -> bool:
