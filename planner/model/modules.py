@@ -15,7 +15,9 @@ from planner.values import DType
 Placement = Literal["first", "last", "every"]
 Component = Literal["language_model", "vision_tower", "audio_tower", "draft_model"]
 LinearParallelism = Literal["replicated", "column", "row", "qkv"]
-AttentionKind = Literal["full_attention", "sliding_window", "chunked_local_attention", "mla_attention", "cross_attention", "encoder_only"]
+AttentionKind = Literal[
+    "full_attention", "sliding_window", "chunked_local_attention", "mla_attention", "cross_attention", "encoder_only"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class Linear(Module):
     use `QKVLinear` for "qkv". `quantizable` is False where vLLM passes no quant_config.
     `shard_names` are the checkpoint's names of the fused shards, last part only ("gate_proj", "up_proj"): ignore
     lists of quantized checkpoints speak of those. `tensor_parallel` False: built with disable_tp (full copy).
+    `whole_in_sequence_parallel`: a shared expert that is whole where expert, tensor and data parallelism combine.
     A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
     `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
     `whole_unless_divides`: where tensor parallelism does not divide this number, each rank has a full copy.
@@ -84,6 +87,7 @@ class Linear(Module):
     num_heads: int | None = None
     whole_unless_divides: int | None = None
     follows_encoder_mode: bool = True
+    whole_in_sequence_parallel: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +193,23 @@ class MLAProjection(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexerCache(Module):
+    """The key cache of a sparse attention's indexer: one head of `head_size` bytes a token, replicated, a KV layer of
+    its own (vLLM deepseek_v2.py DeepseekV32IndexerCache)."""
+
+    head_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenBuffer(Module):
+    """Memory that the model allocates while loading, neither parameter nor buffer: `columns` for each token of a
+    batch (max_num_batched_tokens), shared by all layers."""
+
+    columns: int
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpace(Module):
     """A recurrent layer's per-request state (vLLM MambaSpec). Weights are separate modules.
 
@@ -197,7 +218,7 @@ class StateSpace(Module):
     """
 
     kind: Literal["mamba1", "mamba2", "gated_delta_net", "linear_attention", "short_conv"]
-    states: tuple["State", ...]
+    states: tuple[State, ...]
     num_heads: int = 0
     chunk_size: int = 0
 

@@ -11,6 +11,7 @@ from planner.model.modules import (
     Attention,
     Buffer,
     FusedMoE,
+    IndexerCache,
     Linear,
     LMHead,
     MLAProjection,
@@ -18,6 +19,7 @@ from planner.model.modules import (
     Parameter,
     QKVLinear,
     StateSpace,
+    TokenBuffer,
     VocabEmbedding,
 )
 from planner.model.spec import ModelSpec
@@ -247,6 +249,19 @@ class _RankBuilder:
         )
 
     @add.register
+    def _(self, module: IndexerCache) -> None:
+        spec = LayerKVSpec(
+            layer_name=module.name, kind="mla_attention", num_kv_heads=1, head_size=module.head_size,
+            head_size_v=module.head_size, dtype="uint8",
+        )
+        self.kv_layers.append(spec)
+
+    @add.register
+    def _(self, module: TokenBuffer) -> None:
+        shape = (self.config.max_num_batched_tokens, module.columns)
+        self._emit(module, Storage((Stored("", shape, module.dtype, "workspace"),)))
+
+    @add.register
     def _(self, module: StateSpace) -> None:
         self.kv_layers.append(mamba_spec(module, self.config))
 
@@ -285,6 +300,14 @@ def with_bias(storage: Storage, linear: LinearShard, bias: bool) -> Storage:
         return Storage(created)
     size = linear.output_size if storage.loaded_bias_size is None else storage.loaded_bias_size
     return Storage(created, storage.loaded + (Stored("bias", (size,), linear.dtype),))
+
+
+def sequence_parallel_experts(config: EngineConfig) -> bool:
+    """Whether expert layers see a slice of the tokens, so that shared experts are whole on each rank.
+
+    Source: vLLM 0.26.0 config/parallel.py use_sequence_parallel_moe, with the default all2all backend.
+    """
+    return config.enable_expert_parallel and config.tensor_parallel_size > 1 and config.data_parallel_size > 1
 
 
 def divide(numerator: int, denominator: int) -> int:
