@@ -274,6 +274,8 @@ class _RankBuilder:
         tp = self._tp(module) if module.tensor_parallel else 1
         if isinstance(module, Linear) and not module.follows_encoder_mode:
             tp = self.config.tensor_parallel_size
+        if isinstance(module, Linear) and module.whole_in_sequence_parallel and sequence_parallel_experts(self.config):
+            tp = 1
         unit = module.whole_unless_divides
         return 1 if unit is not None and unit % tp else tp
 

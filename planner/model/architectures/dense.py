@@ -149,7 +149,8 @@ def minicpm(config: ConfigView, prefix: str = "") -> Architecture:
     """MiniCPMForCausalLM: Llama's parts, built whole on each stage (minicpm.py:236, 400)."""
     config.require("num_experts", (0,), 0)
     head_size = config.size("hidden_size") // config.size("num_attention_heads")
-    return decoder(config, prefix, head_size=head_size, every_stage=True, per_layer=False)
+    tied = config.flag("tie_word_embeddings", True)
+    return decoder(config, prefix, head_size=head_size, every_stage=True, per_layer=False, tied=tied)
 
 
 def internlm2(config: ConfigView, prefix: str = "") -> Architecture:

@@ -61,7 +61,7 @@ def laguna(config: ConfigView, prefix: str = "") -> Architecture:
             router(f"{at}.gate", layer, hidden, count),
             *(_mlp(f"{at}.shared_expert", layer, hidden, shared) if shared else []),
             experts(at, layer, count=count, top_k=top_k, hidden=hidden, inner=inner),
-            correction_bias(f"{at}.experts.e_score_correction_bias", layer, count),
+            correction_bias(f"{at}.experts.routed_experts.e_score_correction_bias", layer, count),
         ]
 
     return assemble(

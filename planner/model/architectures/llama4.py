@@ -10,6 +10,7 @@ from dataclasses import replace
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble
 from planner.model.architectures.blocks import Architecture, gated_mlp, read_heads, self_attention, text_dims
 from planner.model.architectures.experts import experts, router
+from planner.model.architectures.mla import whole_in_sequence_parallel
 from planner.model.config_view import ConfigView
 from planner.model.modules import AttentionKind, Module
 from planner.model.rope import rope_parameters
@@ -43,7 +44,7 @@ def llama4(config: ConfigView, prefix: str = "") -> Architecture:
             return gated_mlp(at, layer, hidden, config.size("intermediate_size_mlp"))
         return [
             router(f"{at}.router", layer, hidden, count),
-            *gated_mlp(f"{at}.shared_expert", layer, hidden, inner),
+            *whole_in_sequence_parallel(gated_mlp(f"{at}.shared_expert", layer, hidden, inner)),
             experts(at, layer, count=count, top_k=config.size("num_experts_per_tok"), hidden=hidden, inner=inner),
         ]
 

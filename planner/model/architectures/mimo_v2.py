@@ -26,8 +26,9 @@ def mimo_v2(config: ConfigView, prefix: str = "") -> Architecture:
 
 
 def _mimo_v2(config: ConfigView, prefix: str, fused: dict[str, tuple[str, ...]]) -> Architecture:
+    config.require("tie_word_embeddings", (False,), False)
     full, swa = _heads(config, ""), _heads(config, "swa_")
-    dims = text_dims(config, full)
+    dims = text_dims(config, full[0])
     sliding = sparse_layers(config, "hybrid_layer_pattern", dims.num_hidden_layers)
     sparse = _moe_layers(config, dims.num_hidden_layers)
     theta = config.number("rope_theta", 1000000)

@@ -66,10 +66,7 @@ def glm4_moe(config: ConfigView, prefix: str = "") -> Architecture:
 
 
 def minimax_m2(config: ConfigView, prefix: str = "") -> Architecture:
-    """MiniMaxM2ForCausalLM: float32 gate; q and k norms over all heads of the rank (minimax_m2.py:72, 139).
-
-    The rotary table is as long as the longer of max_position_embeddings and the served length.
-    """
+    """MiniMaxM2ForCausalLM: float32 gate; q and k norms over all heads of the rank (minimax_m2.py:72, 139)."""
     heads = read_heads(config)
     dims = text_dims(config, heads)
     count = config.size("num_local_experts")
