@@ -229,10 +229,13 @@ class _RankBuilder:
 
     @add.register
     def _(self, module: Attention) -> None:
-        self._emit(module, Storage(tuple(Stored(name, (), "float32", "buffer") for name in _SCALES)))
         replicated = module.kind in ("mla_attention", "encoder_only")
         heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
-        self._emit(module, self.selector.kv_scales(module, heads))
+        scales = self.selector.kv_scales(module, heads)
+        replaced = {f"_{stored.name}" for stored in scales.after_load}
+        buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES)
+        self._emit(module, Storage(buffers, tuple(stored for stored in buffers if stored.name not in replaced)))
+        self._emit(module, scales)
         if module.kind == "encoder_only" or module.shares_kv_with is not None:
             return
         self.kv_layers.append(

@@ -22,8 +22,9 @@ class Stored:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearShard:
     """One linear layer on one rank. `output_sizes` are the rank's rows of each fused shard;
-    `full_input_size` and `full_output_size` the unsharded layer's. `row_parallel`: the input is divided.
-    `output_dtype` is the dtype of an unquantized weight, scales and bias."""
+    `full_input_size` and `full_output_size` the unsharded layer's. `row_parallel`: the layer is a RowParallelLinear.
+    `dtype` is that of an unquantized weight, of scales and of the bias. `tensor_parallel_size`: vLLM's
+    LinearBase.tp_size, 1 for a layer built with disable_tp."""
 
     name: str
     input_size: int
@@ -33,6 +34,7 @@ class LinearShard:
     row_parallel: bool
     dtype: DType
     component: str = "language_model"
+    tensor_parallel_size: int = 1
 
     @property
     def output_size(self) -> int:
@@ -45,7 +47,8 @@ class LinearShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoEShard:
-    """One layer's experts on one rank. `num_local_experts` of `num_experts`; `intermediate_size` is the rank's."""
+    """One layer's experts on one rank. `num_local_experts` of `num_experts`; `intermediate_size` is the rank's.
+    `router_weight_on_input`: the routing weight multiplies the input (Llama 4), which Marlin cannot do."""
 
     name: str
     num_experts: int
@@ -59,6 +62,7 @@ class MoEShard:
     dtype: DType
     expert_parallel: bool
     activation: str
+    router_weight_on_input: bool = False
 
     @property
     def w13_rows(self) -> int:
@@ -67,10 +71,14 @@ class MoEShard:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """What construction creates, and what is there after weight post-processing (None: the same)."""
+    """What construction creates, and what is there after weight post-processing (None: the same).
+
+    `loaded_bias_size`: elements of the layer's bias after loading where the kernel pads it, else None.
+    """
 
     created: tuple[Stored, ...]
     loaded: tuple[Stored, ...] | None = None
+    loaded_bias_size: int | None = None
 
     @property
     def after_load(self) -> tuple[Stored, ...]:
@@ -80,7 +88,8 @@ class Storage:
 class Scheme(Protocol):
     """The storage rules of one quantization method, as one layer sees them."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def linear(self, shard: LinearShard) -> Storage:
         """Tensors of a linear layer's weight (its bias is added by the caller). May raise Rejected."""

@@ -1,0 +1,95 @@
+"""AWQ and GPTQ experts for the Triton kernel. Source: vLLM 0.26.0 layers/quantization/moe_wna16.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.model.modules import FusedMoE
+from planner.model.spec import ModelSpec
+from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
+from planner.sharding.quantization.context import BaseSelector, LinearModule, Section
+from planner.values import reject
+
+_SMALLEST_GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class MoeWna16:
+    """uint8 weights [E, N, K / pack] with scales along K. Unchanged after loading.
+
+    The group is halved until it divides the hidden and the intermediate size; below 32 vLLM asserts.
+    """
+
+    bits: int
+    group_size: int
+    zero_points: bool
+    gptq: bool
+    name: str = "moe_wna16"
+
+    def linear(self, shard: LinearShard) -> Storage:
+        raise AssertionError("moe_wna16 stores experts only; linear layers take AWQ's or GPTQ's scheme")
+
+    def moe(self, shard: MoEShard) -> Storage:
+        pack = 8 // self.bits
+        experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
+        group = self._group(hidden, inner)
+        tensors = [
+            Stored("w13_qweight", (experts, 2 * inner, hidden // pack), "uint8"),
+            Stored("w2_qweight", (experts, hidden, inner // pack), "uint8"),
+            Stored("w13_scales", (experts, 2 * inner, hidden // group), shard.dtype),
+            Stored("w2_scales", (experts, hidden, inner // group), shard.dtype),
+        ]
+        if self.zero_points:
+            tensors.append(Stored("w13_qzeros", (experts, 2 * inner // pack, hidden // group), "uint8"))
+            tensors.append(Stored("w2_qzeros", (experts, hidden // pack, inner // group), "uint8"))
+        if self.gptq:
+            empty = ["w13_g_idx", "w2_g_idx"] + ([] if self.zero_points else ["w13_qzeros", "w2_qzeros"])
+            tensors += [Stored(name, (0,), "int32") for name in empty]
+        return Storage(tuple(tensors))
+
+    def _group(self, hidden: int, inner: int) -> int:
+        group = self.group_size
+        while group > 0 and (inner % group or hidden % group):
+            group //= 2
+            if group < _SMALLEST_GROUP:
+                break
+        if group < _SMALLEST_GROUP:
+            raise reject(
+                "quantization_alignment",
+                f"the experts' intermediate size {inner} and hidden size {hidden} are not divisible by a group of at "
+                "least 32 (assert group_size >= 32)",
+            )
+        return group
+
+
+class MoeWna16Selector(BaseSelector):
+    """--quantization moe_wna16: experts here, linear layers as the checkpoint's own method stores them."""
+
+    def __init__(self, linear: BaseSelector, scheme: MoeWna16, skipped: tuple[str, ...]) -> None:
+        super().__init__(linear.context)
+        self.inner = linear
+        self.scheme_ = scheme
+        self.skipped = skipped
+
+    def _skips(self, name: str) -> bool:
+        return any(entry in name for entry in self.skipped)
+
+    def linear(self, module: LinearModule) -> Scheme:
+        return UNQUANTIZED if self._skips(module.name) else self.inner.linear(module)
+
+    def moe(self, module: FusedMoE) -> Scheme:
+        return UNQUANTIZED if self._skips(module.name) else self.scheme_
+
+
+def scheme_of(section: Section) -> MoeWna16:
+    gptq = section.value("quant_method") == "gptq"
+    return MoeWna16(
+        bits=section.whole("bits"),
+        group_size=section.whole("group_size"),
+        zero_points=not section.flag("sym") if gptq else section.flag("zero_point"),
+        gptq=gptq,
+    )
+
+
+def skipped_modules(model: ModelSpec, section: Section) -> tuple[str, ...]:
+    return () if section.value("quant_method") == "gptq" else section.strings("modules_to_not_convert")
