@@ -51,14 +51,18 @@ class Parameter(Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffer(Module):
-    """A buffer that is no parameter (counts as weights memory, not as parameter bytes). Replicated.
+    """A buffer that is no parameter (counts as weights memory, not as parameter bytes).
 
     Buffers with the same non-empty `shared_key` are one allocation (vLLM caches rotary tables in _ROPE_DICT).
+    Replicated, unless tensor parallelism divides `shard_dim`; of that dimension each rank holds `whole_size` elements
+    whole.
     """
 
     shape: tuple[int, ...]
     dtype: DType | None = None
     shared_key: str = ""
+    shard_dim: int | None = None
+    whole_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,9 @@ class Linear(Module):
     `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
     `whole_unless_divides`: where tensor parallelism does not divide this number, each rank has a full copy.
     `follows_encoder_mode` False: a tower's layer that stays divided under `--mm-encoder-tp-mode data`.
+    `replicated_shards`: entries of output_sizes that each rank holds whole, the others divided; with more than one rank
+    the weight then counts as one shard (Mamba-2 with a single group, mamba_mixer2.py:337).
+    `whole_if_quantized`: quantization methods under which each rank has a full copy.
     """
 
     input_size: int
@@ -88,6 +95,8 @@ class Linear(Module):
     whole_unless_divides: int | None = None
     follows_encoder_mode: bool = True
     whole_in_sequence_parallel: bool = False
+    replicated_shards: tuple[int, ...] = ()
+    whole_if_quantized: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,24 +222,30 @@ class TokenBuffer(Module):
 class StateSpace(Module):
     """A recurrent layer's per-request state (vLLM MambaSpec). Weights are separate modules.
 
-    `states` are the shapes of one request's states for the whole model, each with the dimension that tensor
-    parallelism divides (None: replicated) and a dtype role: "conv" or "ssm" (the engine decides the dtype of each).
+    `kind` is the layer's attention backend in vLLM. `num_heads` and, for Mamba-2, `num_groups` are what tensor
+    parallelism divides; a single group is repeated on each rank. `chunk_size`: tokens that the kernel takes at once.
     """
 
     kind: Literal["mamba1", "mamba2", "gated_delta_net", "linear_attention", "short_conv"]
     states: tuple[State, ...]
     num_heads: int = 0
+    num_groups: int = 0
     chunk_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """One state tensor of a request: shape for the whole model and the dimension divided by tp."""
+    """One state tensor of a request: shape for the whole model and the dimension that tensor parallelism divides.
+
+    `role`: the engine has a dtype for each, unless `dtype` fixes one. `group_size`: elements that each of the layer's
+    groups adds to the divided dimension. `row_per_draft`: one more row for each speculative token.
+    """
 
     role: Literal["conv", "ssm"]
     shape: tuple[int, ...]
-    shard_dim: int | None
-    replicated_groups: int = 0
+    shard_dim: int
+    group_size: int = 0
+    row_per_draft: bool = False
     dtype: DType | None = None
 
 

@@ -121,7 +121,11 @@ class _RankBuilder:
             if module.shared_key in self._buffers:
                 return
             self._buffers.add(module.shared_key)
-        self._emit(module, Storage((Stored("", module.shape, module.dtype or self.config.dtype, "buffer"),)))
+        shape = module.shape
+        if module.shard_dim is not None:
+            size = divide(shape[module.shard_dim] - module.whole_size, self._tp(module)) + module.whole_size
+            shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])
+        self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype, "buffer"),)))
 
     @add.register
     def _(self, module: Linear) -> None:
@@ -129,8 +133,9 @@ class _RankBuilder:
         inputs, outputs = module.input_size, module.output_sizes
         if module.num_heads is not None:
             divide(module.num_heads, tp)
+        full_outputs = outputs
         if module.parallelism == "column":
-            outputs = tuple(divide(size, tp) for size in outputs)
+            outputs, full_outputs = column_shards(module, tp)
         elif module.parallelism == "row":
             inputs = divide(inputs, tp)
         linear = LinearShard(
@@ -138,7 +143,7 @@ class _RankBuilder:
             input_size=inputs,
             output_sizes=outputs,
             full_input_size=module.input_size,
-            full_output_sizes=module.output_sizes,
+            full_output_sizes=full_outputs,
             row_parallel=module.parallelism == "row",
             dtype=module.dtype or self.config.dtype,
             component=module.component,
@@ -279,6 +284,8 @@ class _RankBuilder:
             tp = self.config.tensor_parallel_size
         if isinstance(module, Linear) and module.whole_in_sequence_parallel and sequence_parallel_experts(self.config):
             tp = 1
+        if isinstance(module, Linear) and self.config.quantization in module.whole_if_quantized:
+            return 1
         unit = module.whole_unless_divides
         return 1 if unit is not None and unit % tp else tp
 
@@ -320,6 +327,18 @@ def divide(numerator: int, denominator: int) -> int:
     if numerator % denominator:
         raise reject("heads_divisibility", f"{numerator} is not divisible by {denominator}")
     return numerator // denominator
+
+
+def column_shards(module: Linear, tp: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(the rank's, the whole layer's) rows of each shard of a column-parallel layer.
+
+    A shard that each rank holds whole counts tp times in the layer as vLLM builds it, which is then one shard.
+    """
+    if tp == 1 or not module.replicated_shards:
+        return tuple(divide(size, tp) for size in module.output_sizes), module.output_sizes
+    repeated = sum(module.output_sizes[index] for index in module.replicated_shards)
+    full = sum(module.output_sizes) + repeated * (tp - 1)
+    return (divide(full, tp),), (full,)
 
 
 def kv_heads_per_rank(total_num_kv_heads: int, tp: int) -> int:
