@@ -9,6 +9,7 @@ from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.hardware.spec import GpuPool
+from planner.memory.device import Boot
 from planner.memory.kv_capacity import (
     auto_max_model_len,
     capacity_tokens,
@@ -19,7 +20,7 @@ from planner.memory.kv_capacity import (
 )
 from planner.memory.kv_pool import KVPool, build_pool
 from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCacheSummary, PerGpu
-from planner.memory.runtime import RuntimeTerms, StaticCosts, runtime_terms, static_costs
+from planner.memory.runtime import RuntimeTerms, retained_bytes, runtime_terms
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import kv_layers, shard_stages
@@ -36,7 +37,6 @@ class Deployment:
     config: EngineConfig
     shares: tuple[RankShare, ...]
     pool: KVPool
-    static: tuple[StaticCosts, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +75,17 @@ def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployme
         )
     if like is None:
         shares = shard_stages(model, config)
-        static = tuple(static_costs(model, share, config, gpus.gpu) for share in shares)
     else:
         shares = tuple(replace(share, kv_layers=kv_layers(model, config, share.pp_rank)) for share in like.shares)
-        static = like.static
     pool = build_pool([share.kv_layers for share in shares], config)
-    return Deployment(model=model, gpus=gpus, config=config, shares=shares, pool=pool, static=static)
+    return Deployment(model=model, gpus=gpus, config=config, shares=shares, pool=pool)
 
 
 def assess_deployment(deployment: Deployment) -> Assessment:
     """The books of every stage under the deployment's own configuration, then vLLM's checks in its order."""
     config, gpu, pool = deployment.config, deployment.gpus.gpu, deployment.pool
-    terms = tuple(
-        runtime_terms(deployment.model, share, config, gpu, static)
-        for share, static in zip(deployment.shares, deployment.static, strict=True)
-    )
+    boots = tuple(Boot(deployment.model, share, config) for share in deployment.shares)
+    terms = tuple(runtime_terms(boot, gpu) for boot in boots)
     requested = requested_memory_bytes(gpu.total_memory_bytes, config.gpu_memory_utilization)
     available = tuple(available_kv_cache_bytes(requested, term, config) for term in terms)
     rejection: Rejection | None = None
@@ -104,7 +100,8 @@ def assess_deployment(deployment: Deployment) -> Assessment:
     except Rejected as refused:
         rejection = refused.rejection
     fullest = min(range(len(terms)), key=lambda stage: available[stage])
-    per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks)
+    retained = retained_bytes(boots[fullest], pool, pool.stages[fullest], blocks) if blocks else 0
+    per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks, retained)
     if rejection is None and per_gpu.used_after_startup_bytes > gpu.total_memory_bytes:
         rejection = _device_rejection(per_gpu)
     estimate = Estimate(
@@ -210,9 +207,11 @@ def _slack_warning(per_gpu: PerGpu, rejection: Rejection | None) -> tuple[str, .
     )
 
 
-def _per_gpu(deployment: Deployment, term: RuntimeTerms, stage: int, requested: int, available: int, blocks: int) -> PerGpu:
+def _per_gpu(
+    deployment: Deployment, term: RuntimeTerms, stage: int, requested: int, available: int, blocks: int, retained: int
+) -> PerGpu:
     cache = blocks * deployment.pool.stages[stage].bytes_per_block
-    used = term.device_bytes_beside_cache + cache
+    used = term.device_bytes_beside_cache + cache + retained
     return PerGpu(
         total_memory_bytes=deployment.gpus.gpu.total_memory_bytes,
         requested_memory_bytes=requested,
@@ -228,7 +227,7 @@ def _per_gpu(deployment: Deployment, term: RuntimeTerms, stage: int, requested: 
         kv_cache_allocated_bytes=cache,
         cuda_graph_actual_bytes=term.cuda_graph_actual_bytes,
         cuda_context_bytes=term.cuda_context_bytes,
-        allocator_retained_bytes=term.allocator_retained_bytes,
+        allocator_retained_bytes=retained,
         used_after_startup_bytes=used,
         vision_encoder_runtime_peak_bytes=term.encoder_runtime_peak_bytes,
     )

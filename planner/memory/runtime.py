@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from planner.engine.config import EngineConfig
 from planner.hardware.spec import GpuSpec
-from planner.memory.allocator import weights_memory_bytes
+from planner.memory.device import Boot
+from planner.memory.kv_pool import KVPool, StagePool
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
-from planner.units import MIB
 
 Interval = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class StaticCosts:
-    """What depends on the rank alone."""
+class FixedTerms(TypedDict):
+    """Terms of a rank that depend on card, layout and graph sizes only, in bytes."""
 
-    weights_memory_bytes: int
+    non_torch_bytes: int
+    non_torch_interval: Interval | None
+    cuda_context_bytes: int
+    cuda_graph_estimate_bytes: int
+    cuda_graph_actual_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeTerms:
-    """The terms of both ledgers for one rank, in bytes. Intervals are (low, high), None where the term is exact."""
+    """The terms of both ledgers for one rank, in bytes. Intervals are (low, high), None where the term is exact.
+
+    `allocator_retained_bytes`: what the caching allocator keeps after startup beside weights, runner state and cache.
+    """
 
     weights_memory_bytes: int
     peak_activation_bytes: int
@@ -34,7 +41,6 @@ class RuntimeTerms:
     runner_state_bytes: int
     cuda_graph_actual_bytes: int
     cuda_context_bytes: int
-    allocator_retained_bytes: int
     encoder_runtime_peak_bytes: int
 
     @property
@@ -46,10 +52,10 @@ class RuntimeTerms:
 
     @property
     def device_bytes_beside_cache(self) -> int:
-        """What the device holds after startup, the cache aside."""
+        """What the device holds after startup, the cache and what the allocator retains aside."""
         return (
             self.cuda_context_bytes + self.non_torch_bytes + self.weights_memory_bytes + self.runner_state_bytes
-            + self.cuda_graph_actual_bytes + self.allocator_retained_bytes
+            + self.cuda_graph_actual_bytes
         )  # fmt: skip
 
     @property
@@ -61,24 +67,69 @@ class RuntimeTerms:
         )  # fmt: skip
 
 
-def static_costs(model: ModelSpec, share: RankShare, config: EngineConfig, gpu: GpuSpec) -> StaticCosts:
-    return StaticCosts(weights_memory_bytes(share))
-
-
-def runtime_terms(model: ModelSpec, share: RankShare, config: EngineConfig, gpu: GpuSpec, static: StaticCosts) -> RuntimeTerms:
-    """All terms of one rank."""
-    tokens, inner = config.max_num_batched_tokens, model.text.intermediate_size // config.tensor_parallel_size
-    peak = tokens * 2 * (4 * model.text.hidden_size + 3 * inner) + 33 * MIB
+def runtime_terms(boot: Boot, gpu: GpuSpec) -> RuntimeTerms:
+    """All terms of the rank that `boot` replayed."""
     return RuntimeTerms(
-        weights_memory_bytes=static.weights_memory_bytes,
-        peak_activation_bytes=peak,
+        weights_memory_bytes=boot.weights_memory_bytes,
+        peak_activation_bytes=boot.peak_activation_bytes,
         peak_activation_interval=None,
+        runner_state_bytes=boot.runner_state_bytes,
+        encoder_runtime_peak_bytes=0,
+        **fixed_terms(boot.model, boot.share, boot.config, gpu),
+    )
+
+
+def fixed_terms(model: ModelSpec, share: RankShare, config: EngineConfig, gpu: GpuSpec) -> FixedTerms:
+    """The terms that need no replay: constants of the card and the layout, and the CUDA graphs."""
+    return FixedTerms(
         non_torch_bytes=241_172_480 if config.tensor_parallel_size == 1 else 69_206_016,
         non_torch_interval=None,
-        cuda_graph_estimate_bytes=0,
-        runner_state_bytes=config.max_num_seqs * model.text.vocab_size * 4 * 33 // 32,
-        cuda_graph_actual_bytes=0,
         cuda_context_bytes=552_402_944,
-        allocator_retained_bytes=0,
-        encoder_runtime_peak_bytes=0,
+        cuda_graph_estimate_bytes=0,
+        cuda_graph_actual_bytes=0,
     )
+
+
+def retained_bytes(boot: Boot, pool: KVPool, stage: StagePool, blocks: int) -> int:
+    """What the allocator holds after startup beyond weights, runner state and cache."""
+    before = boot.weights_memory_bytes + boot.runner_state_bytes
+    reserved = boot.finish(kv_tensor_bytes(stage, blocks), tuple(group.block_size for group in pool.groups), blocks)
+    return reserved - before - blocks * stage.bytes_per_block
+
+
+def kv_tensor_bytes(stage: StagePool, blocks: int) -> list[int]:
+    """The pool's tensors on a rank: as many as the largest group has layers, each `blocks` pages.
+
+    Layers with pages of their own sizes count as tensors of equal size.
+    """
+    count = max((group.num_layers for group in stage.groups), default=0)
+    return [stage.bytes_per_block // count * blocks] * count if count else []
+
+
+def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
+    """The model with no more than two layers of each kind: its runs allocate, free and peak as the whole model's do,
+    because every further layer of a kind finds the blocks of the one before it."""
+    kinds: dict[int, list[tuple[object, ...]]] = {}
+    for tensor in share.created:
+        if tensor.layer is not None:
+            kinds.setdefault(tensor.layer, []).append((tensor.name, tensor.shape, tensor.dtype))
+    seen: dict[tuple[object, ...], int] = {}
+    dropped: set[int] = set()
+    for layer, tensors in sorted(kinds.items()):
+        signature = tuple(tensors)
+        seen[signature] = seen.get(signature, 0) + 1
+        if seen[signature] > 2:
+            dropped.add(layer)
+    return (
+        model.model_copy(update={"modules": tuple(item for item in model.modules if item.placement not in dropped)}),
+        RankShare(
+            tp_rank=share.tp_rank, pp_rank=share.pp_rank, tensor_parallel_size=share.tensor_parallel_size,
+            pipeline_parallel_size=share.pipeline_parallel_size,
+            layers=tuple(layer for layer in share.layers if layer not in dropped),
+            created=tuple(tensor for tensor in share.created if tensor.layer not in dropped),
+            loaded=tuple(tensor for tensor in share.loaded if tensor.layer not in dropped),
+            kv_layers=share.kv_layers,
+        ),
+    )  # fmt: skip
+
+

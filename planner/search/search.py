@@ -13,7 +13,8 @@ from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, Deployment, assess_deployment
 from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
-from planner.search.grid import VERDICTS, Grid, evaluate
+from planner.search.costs import Costs, size_costs
+from planner.search.grid import VERDICTS, Grid, evaluate, size_pairs
 from planner.search.layouts import Layout, cache_dtypes, layout, pipeline_parallel_sizes, tensor_parallel_sizes
 from planner.search.plan import Plan, RejectedCount, SearchResult
 from planner.search.space import SEQUENCES, SearchOptions
@@ -79,6 +80,7 @@ class _Explorer:
     vllm_version: str
     tally: _Tally
     known: dict[tuple[int, int], Deployment] = field(default_factory=dict)
+    costs: dict[tuple[int, int], Costs] = field(default_factory=dict)
 
     def explore(self, cache_dtype: str, tp: int, stages: int) -> Iterator[tuple[float, Plan]]:
         options = self.options
@@ -95,7 +97,11 @@ class _Explorer:
             self.tally.refuse(found.rejection.bottleneck, 1, found.rejection, flags)
             return
         self.known.setdefault((tp, stages), found.deployment)
-        grid = evaluate(found.deployment, args, options, _concurrency(options))
+        costs = self.costs.get((tp, stages))
+        if costs is None:
+            costs = size_costs(found.deployment, args, size_pairs(found.deployment.config, options))
+            self.costs[tp, stages] = costs
+        grid = evaluate(found.deployment, costs, options, _concurrency(options))
         _count(grid, flags, self.tally)
         best = _best(grid, found, options)
         if best is None:
@@ -207,7 +213,6 @@ def _flags_of(grid: Grid, code: int) -> tuple[tuple[str, str | int | float], ...
 
 
 _SENTENCES: dict[Bottleneck, str] = {
-    "batched_tokens": "max_num_batched_tokens must be greater than or equal to max_num_seqs",
     "startup_memory": "free memory at startup is below the requested share of the card",
     "weights": "the weights do not fit the card",
     "kv_cache": "the cache does not hold the requests asked for",

@@ -72,7 +72,7 @@ class RankShare:
     pp_rank: int
     tensor_parallel_size: int
     pipeline_parallel_size: int
-    layers: range
+    layers: range | tuple[int, ...]
     created: tuple[Tensor, ...]
     loaded: tuple[Tensor, ...]
     kv_layers: tuple[LayerKVSpec, ...]

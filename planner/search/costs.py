@@ -1,0 +1,105 @@
+"""What each pair of batch sizes costs on one layout, as arrays: the part of a search that replays the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.engine.args import EngineArgs
+from planner.engine.config import EngineConfig
+from planner.engine.resize import resized
+from planner.memory.activation import activation_stages, peak_activation_bytes
+from planner.memory.allocator import weights_memory_bytes
+from planner.memory.assess import Deployment
+from planner.memory.device import Boot
+from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
+from planner.memory.runtime import fixed_terms, retained_bytes, thin
+
+Ints = npt.NDArray[np.int64]
+
+MANY_BLOCKS = 1 << 20
+"""More blocks than any warm-up asks for: the allocator then retains what it would in a pool of any useful size."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageCosts:
+    """One pipeline stage's rank, an entry for each pair of sizes, in bytes."""
+
+    weights: Ints
+    non_kv: Ints
+    context: Ints
+    beside_cache: Ints
+    profile_peak: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """All stages of a layout. `seqs` and `tokens` are the pairs of sizes, seqs never above tokens."""
+
+    seqs: Ints
+    tokens: Ints
+    stages: tuple[StageCosts, ...]
+
+
+def size_costs(deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, int]]) -> Costs:
+    """Costs of each (max_num_seqs, max_num_batched_tokens).
+
+    The profile's peak and the runner's buffers are exact linear forms. What the allocator retains is replayed at a
+    few sizes and interpolated between: the plan that is chosen in the end is replayed whole.
+    """
+    seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
+    tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
+    return Costs(seqs, tokens, tuple(_stage(deployment, args, index, seqs, tokens) for index in range(len(deployment.shares))))
+
+
+def _stage(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> StageCosts:
+    model, share, gpu = deployment.model, deployment.shares[index], deployment.gpus.gpu
+    config = deployment.config
+    last = index == len(deployment.shares) - 1
+    weights = weights_memory_bytes(share)
+    peak = peak_activation_bytes(activation_stages(*thin(model, share), config), tokens, seqs)
+    state = total_bytes(runner_buffers(model, config), tokens, seqs)
+    state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
+    fixed = [
+        fixed_terms(model, share, _at(deployment, args, int(one), int(other)), gpu)
+        for one, other in zip(seqs, tokens, strict=True)
+    ]
+    outside = np.array([item["non_torch_bytes"] for item in fixed], dtype=np.int64)
+    context = np.array([item["cuda_context_bytes"] for item in fixed], dtype=np.int64)
+    estimate = np.array([item["cuda_graph_estimate_bytes"] for item in fixed], dtype=np.int64)
+    actual = np.array([item["cuda_graph_actual_bytes"] for item in fixed], dtype=np.int64)
+    resident = context + outside + weights + state
+    return StageCosts(
+        weights=np.full(len(seqs), weights, dtype=np.int64),
+        non_kv=weights + peak + outside + estimate,
+        context=context,
+        beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens),
+        profile_peak=resident + peak,
+    )
+
+
+def _retained(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> Ints:
+    model, share = thin(deployment.model, deployment.shares[index])
+    seq_anchors, token_anchors = _anchors(seqs, 4), _anchors(tokens, 2)
+    table = np.empty((len(token_anchors), len(seq_anchors)))
+    for row, other in enumerate(token_anchors):
+        for column, one in enumerate(seq_anchors):
+            boot = Boot(model, share, _at(deployment, args, min(one, other), other))
+            table[row, column] = retained_bytes(boot, deployment.pool, deployment.pool.stages[index], MANY_BLOCKS)
+    along_seqs = np.array([np.interp(seqs, seq_anchors, row) for row in table])
+    share_of_last = np.interp(tokens, token_anchors, np.linspace(0.0, 1.0, len(token_anchors)))
+    first, final = along_seqs[0], along_seqs[-1]
+    return np.ceil(first + (final - first) * share_of_last).astype(np.int64)
+
+
+def _anchors(values: Ints, count: int) -> list[int]:
+    """The least, the greatest, and members between, in equal steps of rank."""
+    unique = np.unique(values)
+    picks = np.unique(np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int))
+    return [int(value) for value in unique[picks]]
+
+
+def _at(deployment: Deployment, args: EngineArgs, seqs: int, tokens: int) -> EngineConfig:
+    return resized(deployment.config, deployment.model, args, max_num_seqs=seqs, max_num_batched_tokens=tokens)
