@@ -22,8 +22,9 @@ def read_quantization(config: Mapping[str, Any], hf_quant: Mapping[str, Any]) ->
 
     Looks where vLLM looks, in its order: quantization_config, else the separate hf_quant_config.json, else
     compression_config, else the same keys of text_config. `method` is the name vLLM ends with when the user names
-    none; `raw` is the dictionary with "quant_method" as vLLM normalizes it. Raises Rejected for a ModelOpt algorithm
-    that vLLM refuses, InputError where the section is no object. Source: vLLM 0.26.0 transformers_utils/config.py:758,
+    none; `raw` is the dictionary with "quant_method" as vLLM normalizes it, and DeepSeek-V4's expert_dtype, which
+    stands outside the section (models/deepseek_v4/quant_config.py). Raises Rejected for a ModelOpt algorithm that vLLM
+    refuses, InputError where the section is no object. Source: vLLM 0.26.0 transformers_utils/config.py:758,
     transformers_utils/model_arch_config_convertor.py _normalize_quantization_config, config/model.py:1034.
     """
     found = _object(config.get("quantization_config"), "quantization_config")
@@ -37,7 +38,10 @@ def read_quantization(config: Mapping[str, Any], hf_quant: Mapping[str, Any]) ->
         )
     if raw is None or not raw["quant_method"]:
         return None
-    return QuantizationSpec(method=resolved_name(raw, str(config.get("model_type", ""))), raw=raw)
+    method = resolved_name(raw, str(config.get("model_type", "")))
+    if method == "deepseek_v4_fp8" and "expert_dtype" in config:
+        raw["expert_dtype"] = config["expert_dtype"]
+    return QuantizationSpec(method=method, raw=raw)
 
 
 def resolved_name(raw: Mapping[str, Any], model_type: str) -> str:

@@ -24,11 +24,15 @@ _MISALIGNED = (
 
 @dataclass(frozen=True, slots=True)
 class Awq:
-    """4-bit weights packed along the output, one zero point and scale for each group of inputs."""
+    """4-bit weights packed along the output, one zero point and scale for each group of inputs.
+
+    `strict_experts`: experts whose sizes Marlin would have to pad go to the Triton kernel (AutoRound).
+    """
 
     context: Context
     group_size: int
     zero_point: bool
+    strict_experts: bool = False
     name: str = "auto_awq"
 
     def linear(self, shard: LinearShard) -> Storage:
@@ -56,7 +60,7 @@ class Awq:
         return Storage(created, *wna16.after_load(problem, kernel, _NAMES, created, self.context))
 
     def moe(self, shard: MoEShard) -> Storage:
-        if not marlin.supports_moe(shard, self.group_size, padding=True):
+        if not marlin.supports_moe(shard, self.group_size, padding=not self.strict_experts):
             return MoeWna16(bits=4, group_size=self.group_size, zero_points=self.zero_point, gptq=False).moe(shard)
         experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
         groups13 = 1 if self.group_size == -1 else hidden // self.group_size

@@ -53,7 +53,7 @@ def block_after_load(
     if uses_marlin(context):
         return marlin_after_load(shard, context, "weight_scale_inv", block)
     weight = Stored("weight", (shard.output_size, shard.input_size), "float8_e4m3fn")
-    if block == (128, 128) and packs_scales(context) and _deep_gemm_shape(shard, context):
+    if block == (128, 128) and packs_scales(context) and uses_deep_gemm(shard, context):
         scale = packed_scale(scale.name, (), shard.output_size, shard.input_size)
     return (weight, scale, *extra), None
 
@@ -134,6 +134,8 @@ def _cutlass_padded(shard: LinearShard, context: Context, *, per_tensor_activati
     return round_up(shard.output_size, 16), round_up(shard.input_size, 16)
 
 
-def _deep_gemm_shape(shard: LinearShard, context: Context) -> bool:
+def uses_deep_gemm(shard: LinearShard, context: Context) -> bool:
+    """Whether DeepGEMM serves a 128 x 128 block layer: 9.0, 10.x and 12.x, bfloat16, whole tiles."""
     aligned = shard.output_size % _DEEP_GEMM_N == 0 and shard.input_size % _DEEP_GEMM_K == 0
-    return aligned and context.dtype == "bfloat16"
+    on_card = context.capability == 90 or context.family in (100, 120)
+    return aligned and on_card and context.dtype == "bfloat16" and context.env.get("VLLM_USE_DEEP_GEMM", "1") != "0"

@@ -22,7 +22,10 @@ _NAMES = wna16.TensorNames(weight="qweight", scale="scales", zero_point="qzeros"
 
 @dataclass(frozen=True, slots=True)
 class Gptq:
-    """Symmetric 4 or 8-bit weights packed along the input. `fallback`: the experts' scheme where Marlin cannot."""
+    """Symmetric 4 or 8-bit weights packed along the input. `fallback`: the experts' scheme where Marlin cannot.
+
+    `strict_experts`: experts whose sizes Marlin would have to pad take the fallback (AutoRound).
+    """
 
     context: Context
     bits: int
@@ -30,6 +33,7 @@ class Gptq:
     desc_act: bool
     sym: bool
     fallback: MoeWna16
+    strict_experts: bool = False
     name: str = "auto_gptq"
 
     def checked(self) -> Gptq:
@@ -64,6 +68,9 @@ class Gptq:
         return Storage(created, *wna16.after_load(problem, kernel, _NAMES, created, self.context))
 
     def moe(self, shard: MoEShard) -> Storage:
+        padding = not (self.desc_act or self.strict_experts)
+        if not self.sym or not marlin.supports_moe(shard, self.group_size, padding=padding):
+            return self.fallback.moe(shard)
         pack = 32 // self.bits
         experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
         w2_rows = shard.full_intermediate_size if self.desc_act else inner

@@ -137,6 +137,14 @@ def match_pattern(pattern: str, name: str) -> bool:
     return _compiled(pattern).match(name) is not None
 
 
+def search_pattern(pattern: str, name: str) -> bool:
+    """re.search of a checkpoint's pattern; one that is no regular expression matches nothing (AutoRound)."""
+    try:
+        return _compiled(pattern).search(name) is not None
+    except InputError:
+        return False
+
+
 def _regex(target: str, name: str) -> bool:
     return match_pattern(target[3:], name)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE
-from planner.model.spec import ModelSpec
+from planner.model.spec import ModelSpec, QuantizationSpec
 from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
-from planner.sharding.quantization.context import BaseSelector, LinearModule, Section
+from planner.sharding.quantization.context import BaseSelector, Context, LinearModule, Section
 from planner.values import reject
 
 _SMALLEST_GROUP = 32
@@ -82,6 +83,7 @@ class MoeWna16Selector(BaseSelector):
 
 
 def scheme_of(section: Section) -> MoeWna16:
+    """The experts' scheme of an AWQ or GPTQ section."""
     gptq = section.value("quant_method") == "gptq"
     return MoeWna16(
         bits=section.whole("bits"),
@@ -91,5 +93,14 @@ def scheme_of(section: Section) -> MoeWna16:
     )
 
 
-def skipped_modules(model: ModelSpec, section: Section) -> tuple[str, ...]:
-    return () if section.value("quant_method") == "gptq" else section.strings("modules_to_not_convert")
+def select(model: ModelSpec, checkpoint: QuantizationSpec | None, context: Context) -> MoeWna16Selector:
+    """--quantization moe_wna16 over an AWQ or GPTQ checkpoint."""
+    from planner.sharding.quantization import awq, gptq
+
+    if checkpoint is None:
+        raise UnsupportedError("quantization", "moe_wna16 needs a quantized checkpoint")
+    section = Section(checkpoint.raw)
+    is_gptq = section.value("quant_method") == "gptq"
+    linear = (gptq if is_gptq else awq).select(model, checkpoint, context)
+    skipped = () if is_gptq else section.strings("modules_to_not_convert")
+    return MoeWna16Selector(linear, scheme_of(section), skipped)

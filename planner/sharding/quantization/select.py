@@ -22,6 +22,10 @@ _CHECKPOINT_METHODS = {
     "compressed-tensors": "compressed_tensors",
     "modelopt": "modelopt", "modelopt_fp4": "modelopt", "modelopt_mxfp8": "modelopt", "modelopt_mixed": "modelopt",
     "mxfp8": "modelopt",
+    "bitsandbytes": "bitsandbytes",
+    "inc": "inc",
+    "moe_wna16": "moe_wna16",
+    "deepseek_v4_fp8": "deepseek_v4",
     "gpt_oss_mxfp4": "mxfp4", "mxfp4": "mxfp4",
 }  # fmt: skip
 """vLLM's method name -> the file here whose `select(model, checkpoint, context)` makes its selector."""
