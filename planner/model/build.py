@@ -44,6 +44,7 @@ def build_model(files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None
         use_mla=architecture.use_mla,
         supports_pp=architecture.supports_pp,
         pipeline_refusal=architecture.pipeline_refusal,
+        refusal=architecture.refusal,
         supports_encoder_tp_data=architecture.supports_encoder_tp_data,
         num_experts=architecture.num_experts,
         sliding_window=architecture.sliding_window,

@@ -81,6 +81,7 @@ ARCHITECTURES: dict[str, str] = {
     "DeepseekV3ForCausalLM": "mla:deepseek",
     "DeepseekV32ForCausalLM": "mla:deepseek",
     "GlmMoeDsaForCausalLM": "mla:deepseek",
+    "DeepseekV4ForCausalLM": "deepseek_v4:deepseek_v4",
     "Glm4MoeLiteForCausalLM": "mla:glm4_moe_lite",
     "MiniCPM3ForCausalLM": "mla:minicpm3",
     "LongcatFlashForCausalLM": "mla:longcat_flash",
@@ -137,6 +138,11 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2VLForConditionalGeneration": "qwen_vl:qwen2_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl:qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen_vl:qwen3_vl",
+    "Qwen3NextForCausalLM": "qwen_hybrid:qwen3_next",
+    "Qwen3_5ForConditionalGeneration": "qwen_hybrid:qwen3_5",
+    "Qwen3_5MoeForConditionalGeneration": "qwen_hybrid:qwen3_5_moe",
+    "Qwen3_5ForCausalLM": "qwen_hybrid:qwen3_5_text",
+    "Qwen3_5MoeForCausalLM": "qwen_hybrid:qwen3_5_text",
 }
 """vLLM's registry name -> "module:function" under planner.model.architectures."""
 

@@ -60,7 +60,8 @@ class ModelSpec(Value):
 
     `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
     `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
-    same. `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
+    same. `refusal`: the sentence with which this class fails to be built, whatever the flags.
+    `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
     `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
     """
 
@@ -80,6 +81,7 @@ class ModelSpec(Value):
     use_mla: bool = False
     supports_pp: bool = True
     pipeline_refusal: str | None = None
+    refusal: str | None = None
     supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None

@@ -16,6 +16,7 @@ from planner.model.modules import (
     LMHead,
     MLAProjection,
     Module,
+    PackedCache,
     Parameter,
     QKVLinear,
     StateSpace,
@@ -23,6 +24,7 @@ from planner.model.modules import (
     VocabEmbedding,
 )
 from planner.model.spec import ModelSpec
+from planner.sharding.packed_cache import packed_cache_spec
 from planner.sharding.pipeline import is_on_stage, layer_range
 from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
 from planner.sharding.quantization.select import Selector, selector_for
@@ -40,6 +42,8 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
     """
     if config.pipeline_parallel_size > 1 and model.pipeline_refusal is not None:
         raise reject("parallelism", model.pipeline_refusal)
+    if model.refusal is not None:
+        raise reject("flag", model.refusal)
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
     builder = _built(model, config, pp_rank, Module)
     return RankShare(
@@ -112,6 +116,7 @@ class _RankBuilder:
             tp = self._tp(module)
             whole = shape[module.shard_dim]
             size = kv_heads_per_rank(whole, tp) if module.replicate_when_short else divide(whole, tp)
+            size += -size % module.padded_to
             shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])
         self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype),)))
 
@@ -174,23 +179,38 @@ class _RankBuilder:
 
     @add.register
     def _(self, module: VocabEmbedding) -> None:
-        self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, bias=False,
-                         tp=self._tp(module) if module.tensor_parallel else 1)
+        self._vocabulary(
+            module,
+            module.num_embeddings,
+            module.hidden_size,
+            module.padding,
+            bias=False,
+            tp=self._tp(module) if module.tensor_parallel else 1,
+        )
 
     @add.register
     def _(self, module: LMHead) -> None:
         if module.tied_to is None:
-            self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, module.bias, self._tp(module))
+            self._vocabulary(
+                module, module.num_embeddings, module.hidden_size, module.padding, module.bias, self._tp(module)
+            )
         elif self.pp_rank > 0 and module.placement != "every":
             self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, False, self._tp(module))
 
-    def _vocabulary(self, module: VocabEmbedding | LMHead, rows: int, hidden: int, padding: int, bias: bool, tp: int) -> None:
+    def _vocabulary(
+        self, module: VocabEmbedding | LMHead, rows: int, hidden: int, padding: int, bias: bool, tp: int
+    ) -> None:
         padded = -(-rows // padding) * padding
         if padded % tp:
             raise reject("vocab_divisibility", f"{padded} is not divisible by {tp}")
         linear = LinearShard(
-            name=module.name, input_size=hidden, output_sizes=(padded // tp,), full_input_size=hidden,
-            full_output_sizes=(padded,), row_parallel=False, dtype=module.dtype or self.config.dtype,
+            name=module.name,
+            input_size=hidden,
+            output_sizes=(padded // tp,),
+            full_input_size=hidden,
+            full_output_sizes=(padded,),
+            row_parallel=False,
+            dtype=module.dtype or self.config.dtype,
             tensor_parallel_size=tp,
         )
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, bias))
@@ -259,15 +279,23 @@ class _RankBuilder:
     @add.register
     def _(self, module: IndexerCache) -> None:
         spec = LayerKVSpec(
-            layer_name=module.name, kind="mla_attention", num_kv_heads=1, head_size=module.head_size,
-            head_size_v=module.head_size, dtype="uint8",
+            layer_name=module.name,
+            kind="mla_attention",
+            num_kv_heads=1,
+            head_size=module.head_size,
+            head_size_v=module.head_size,
+            dtype="uint8",
         )
         self.kv_layers.append(spec)
 
     @add.register
     def _(self, module: TokenBuffer) -> None:
         shape = (self.config.max_num_batched_tokens, module.columns)
-        self._emit(module, Storage((Stored("", shape, module.dtype, "workspace"),)))
+        self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype, "workspace"),)))
+
+    @add.register
+    def _(self, module: PackedCache) -> None:
+        self.kv_layers.append(packed_cache_spec(module, self.config))
 
     @add.register
     def _(self, module: StateSpace) -> None:
@@ -322,6 +350,11 @@ def sequence_parallel_experts(config: EngineConfig) -> bool:
     return config.enable_expert_parallel and config.tensor_parallel_size > 1 and config.data_parallel_size > 1
 
 
+def divide_blocks(size: int, tp: int, block: int) -> int:
+    """A rank's share in whole blocks, rounded up (vLLM 0.26.0 models/deepseek_v4/nvidia/model.py:99)."""
+    return -(-(size // block) // tp) * block
+
+
 def divide(numerator: int, denominator: int) -> int:
     """Exact division, or vLLM's assertion (distributed/utils.py:55)."""
     if numerator % denominator:
@@ -348,10 +381,14 @@ def kv_heads_per_rank(total_num_kv_heads: int, tp: int) -> int:
     """
     if total_num_kv_heads >= tp:
         if total_num_kv_heads % tp:
-            raise reject("heads_divisibility", f"{total_num_kv_heads} key-value heads cannot be divided by tensor parallel size {tp} (assert total_num_kv_heads % tp_size == 0)")
+            raise reject(
+                "heads_divisibility",
+                f"{total_num_kv_heads} key-value heads cannot be divided by tensor parallel size {tp} (assert total_num_kv_heads % tp_size == 0)",
+            )
         return total_num_kv_heads // tp
     if tp % total_num_kv_heads:
-        raise reject("heads_divisibility", f"{total_num_kv_heads} key-value heads cannot be replicated over tensor parallel size {tp} (assert tp_size % total_num_kv_heads == 0)")
+        raise reject(
+            "heads_divisibility",
+            f"{total_num_kv_heads} key-value heads cannot be replicated over tensor parallel size {tp} (assert tp_size % total_num_kv_heads == 0)",
+        )
     return 1
-
-

@@ -42,6 +42,7 @@ class Architecture:
     use_mla: bool = False
     supports_pp: bool = True
     pipeline_refusal: str | None = None
+    refusal: str | None = None
     supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None
