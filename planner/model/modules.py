@@ -40,13 +40,14 @@ class Parameter(Module):
     """A plain parameter. `shard_dim` is the dimension that tensor parallelism divides, None when replicated.
 
     `dtype` None: the model's. `replicate_when_short`: a rank has one entry where there are fewer than ranks, as KV
-    heads are replicated.
+    heads are replicated. `padded_to`: the rank's share of `shard_dim` is rounded up to a multiple of this.
     """
 
     shape: tuple[int, ...]
     shard_dim: int | None = None
     dtype: DType | None = None
     replicate_when_short: bool = False
+    padded_to: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class Linear(Module):
     use `QKVLinear` for "qkv". `quantizable` is False where vLLM passes no quant_config.
     `shard_names` are the checkpoint's names of the fused shards, last part only ("gate_proj", "up_proj"): ignore
     lists of quantized checkpoints speak of those. `tensor_parallel` False: built with disable_tp (full copy).
+    `whole_blocks`: the divided dimension is split in whole blocks of so many, the last ranks padded (DeepSeek-V4).
     `whole_in_sequence_parallel`: a shared expert that is whole where expert, tensor and data parallelism combine.
     A row-parallel bias is whole on each rank (vLLM linear.py RowParallelLinear).
     `num_heads`: attention heads that the class divides by the tensor-parallel size before it builds the layer.
@@ -95,6 +97,7 @@ class Linear(Module):
     whole_unless_divides: int | None = None
     follows_encoder_mode: bool = True
     whole_in_sequence_parallel: bool = False
+    whole_blocks: int = 0
     replicated_shards: tuple[int, ...] = ()
     whole_if_quantized: tuple[str, ...] = ()
 
@@ -210,12 +213,27 @@ class IndexerCache(Module):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackedCache(Module):
+    """One of the caches of a DeepSeek-V4 layer, each a KV layer of its own (vLLM models/deepseek_v4/attention.py:605).
+
+    "keys" holds one entry for `compress_ratio` tokens, "window" the last `window` tokens, "index" the indexer's keys,
+    "state" what the compressor keeps (float32, `window` tokens). `block_size` 0: the engine's.
+    """
+
+    role: Literal["keys", "window", "index", "state"]
+    head_size: int
+    compress_ratio: int = 1
+    window: int | None = None
+    block_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBuffer(Module):
     """Memory that the model allocates while loading, neither parameter nor buffer: `columns` for each token of a
-    batch (max_num_batched_tokens), shared by all layers."""
+    batch (max_num_batched_tokens), shared by all layers. `dtype` None: the model's."""
 
     columns: int
-    dtype: DType
+    dtype: DType | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import singledispatchmethod
 
 from planner.engine.config import EngineConfig
@@ -135,6 +136,8 @@ class _RankBuilder:
     @add.register
     def _(self, module: Linear) -> None:
         tp = self._linear_tp(module)
+        if module.whole_blocks:
+            module = padded_to_blocks(module, tp)
         inputs, outputs = module.input_size, module.output_sizes
         if module.num_heads is not None:
             divide(module.num_heads, tp)
@@ -350,9 +353,19 @@ def sequence_parallel_experts(config: EngineConfig) -> bool:
     return config.enable_expert_parallel and config.tensor_parallel_size > 1 and config.data_parallel_size > 1
 
 
-def divide_blocks(size: int, tp: int, block: int) -> int:
-    """A rank's share in whole blocks, rounded up (vLLM 0.26.0 models/deepseek_v4/nvidia/model.py:99)."""
-    return -(-(size // block) // tp) * block
+def padded_to_blocks(module: Linear, tp: int) -> Linear:
+    """The layer with its divided dimension rounded up so that each rank has whole blocks.
+
+    Source: vLLM 0.26.0 models/deepseek_v4/nvidia/model.py:99.
+    """
+    block = module.whole_blocks
+
+    def padded(size: int) -> int:
+        return -(-(size // block) // tp) * block * tp
+
+    if module.parallelism == "row":
+        return replace(module, input_size=padded(module.input_size))
+    return replace(module, output_sizes=tuple(padded(size) for size in module.output_sizes))
 
 
 def divide(numerator: int, denominator: int) -> int:
