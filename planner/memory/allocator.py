@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.sharding.rank import RankShare, Tensor
 from planner.units import MIB
@@ -23,7 +24,15 @@ ROUND_LARGE_BYTES = 2 * MIB
 LOAD_MAX_SPLIT_BYTES = 20 * MIB
 """vLLM loads weights with max_split_size_mb=20 (vLLM 0.26.0 v1/worker/gpu_worker.py:424 load_model)."""
 
+ROTARY_TABLE = "rotary table"
 _ROTARY = "cos_sin_cache"
+DEEP_GEMM_WORKSPACE_BYTES = 32 * MIB
+"""cuBLASLt workspace that DeepGEMM's runtime takes when it starts (DeepGEMM csrc, kCublasLtWorkspaceSize); seen on an
+H200 with an FP8 cache and with latent attention."""
+_PLAIN = ("bfloat16", "float16", "float32")
+_LATENT_COPIES = ("W_UK_T", "W_UV")
+"""Views of kv_b_proj's weight where it is 16-bit, of one dequantized copy of it where it is not (vLLM 0.26.0
+model_executor/layers/attention/mla_attention.py:948)."""
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -149,7 +158,27 @@ class CachingAllocator:
         block.size += neighbour.size
 
 
-def weights_memory_bytes(share: RankShare) -> int:
+DeepGemmAt = Literal["", "attention", "linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTraits:
+    """What a load allocates beside the rank's tensors.
+
+    `scaled_rotary`: cosine and sine are multiplied by a factor (YaRN), each with a copy of its own.
+    `float32_rotary`: the rotary table is not converted to the model's dtype. `deep_gemm`: DeepGEMM starts with the
+    first attention or quantized linear layer, and takes its workspace.
+    """
+
+    scaled_rotary: bool = False
+    float32_rotary: bool = False
+    deep_gemm: DeepGemmAt = ""
+
+
+PLAIN_LOAD = LoadTraits()
+
+
+def weights_memory_bytes(share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> int:
     """What vLLM logs as "Model loading took": allocated bytes once the model is built and post-processed.
 
     Tensors are created in the order of `share.created`; then, module by module, those that post-processing makes
@@ -158,52 +187,98 @@ def weights_memory_bytes(share: RankShare) -> int:
     Source: vLLM 0.26.0 v1/worker/gpu_worker.py:424, utils/mem_utils.py:86 DeviceMemoryProfiler.
     """
     allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
-    load_weights(allocator, share)
+    load_weights(allocator, share, traits)
     return allocator.allocated_bytes
 
 
-def load_weights(allocator: CachingAllocator, share: RankShare) -> None:
-    """Create the rank's tensors on `allocator` and post-process them."""
+def load_weights(allocator: CachingAllocator, share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> dict[str, Block]:
+    """Create the rank's tensors on `allocator` and post-process them. Gives the blocks that a run may free, by name."""
+    kept: dict[str, Block] = {}
     held: dict[Tensor, list[Block | None]] = {}
+    online = _quantized_online(share)
+    waiting = traits.deep_gemm
     for tensor in share.created:
-        make = _rotary_table if tensor.role == "buffer" and tensor.module.endswith(_ROTARY) else _plain
-        held.setdefault(tensor, []).append(make(allocator, tensor))
+        if waiting == "linear" and (tensor in online or tensor.dtype.startswith("float8")):
+            waiting = ""
+            allocator.allocate(DEEP_GEMM_WORKSPACE_BYTES)
+        if tensor in online:
+            continue
+        if tensor.role == "buffer" and tensor.module.endswith(_ROTARY):
+            block = _rotary_table(allocator, tensor, traits if tensor.component == "language_model" else PLAIN_LOAD)
+            if block is not None and tensor.component == "language_model":
+                kept[ROTARY_TABLE] = block
+        else:
+            block = allocator.allocate(tensor.size_bytes)
+        held.setdefault(tensor, []).append(block)
+        if waiting == "attention" and tensor.name == "_prob_scale":
+            waiting = ""
+            allocator.allocate(DEEP_GEMM_WORKSPACE_BYTES)
     if share.loaded != share.created:
-        _post_process(allocator, share, held)
+        _post_process(allocator, share, held, online)
+    return kept
 
 
-def _plain(allocator: CachingAllocator, tensor: Tensor) -> Block | None:
-    return allocator.allocate(tensor.size_bytes)
+def _quantized_online(share: RankShare) -> frozenset[Tensor]:
+    """16-bit weights that exist only layer by layer while they are quantized (vLLM quantization/online/fp8.py)."""
+    loaded = {(tensor.module, tensor.name): tensor.dtype for tensor in share.loaded}
+    return frozenset(
+        tensor
+        for tensor in share.created
+        if tensor.dtype in _PLAIN and loaded.get((tensor.module, tensor.name), tensor.dtype) not in _PLAIN
+    )
 
 
-def _rotary_table(allocator: CachingAllocator, tensor: Tensor) -> Block | None:
+def _rotary_table(allocator: CachingAllocator, tensor: Tensor, load: LoadTraits) -> Block | None:
     """A cos/sin table is computed in float32 and then converted; the freed float32 blocks serve later tensors, whole.
 
     Source: vLLM 0.26.0 model_executor/layers/rotary_embedding/base.py:55 and _compute_cos_sin_cache.
     """
-    rows, width = tensor.shape[0], tensor.shape[-1]
-    positions = allocator.allocate(rows * 4)
-    halves = [allocator.allocate(rows * (width // 2) * 4) for _ in ("freqs", "cos", "sin")]
-    table = allocator.allocate(rows * width * 4)
-    for block in (positions, *halves):
+    rows, half = tensor.shape[0], tensor.shape[0] * (tensor.shape[-1] // 2) * 4
+    scratch = [allocator.allocate(rows * 4), allocator.allocate(half)]
+    for _ in ("cos", "sin"):
+        block = allocator.allocate(half)
+        if load.scaled_rotary:
+            scaled = allocator.allocate(half)
+            allocator.free(block)
+            block = scaled
+        scratch.append(block)
+    table = allocator.allocate(2 * half)
+    for block in scratch:
         allocator.free(block)
-    if tensor.dtype == "float32":
+    if load.float32_rotary or tensor.dtype == "float32":
         return table
     converted = allocator.allocate(tensor.size_bytes)
     allocator.free(table)
     return converted
 
 
-def _post_process(allocator: CachingAllocator, share: RankShare, held: dict[Tensor, list[Block | None]]) -> None:
+def _post_process(
+    allocator: CachingAllocator, share: RankShare, held: dict[Tensor, list[Block | None]], online: frozenset[Tensor]
+) -> None:
     before, after = _by_module(share.created), _by_module(share.loaded)
-    for module in {**before, **after}:
+    plain = {
+        tensor.layer
+        for tensor in share.loaded
+        if tensor.module.endswith("kv_b_proj") and tensor.name == "weight" and tensor.dtype in _PLAIN
+    }
+    for module in sorted({**before, **after}, key=lambda name: not _is_online(before.get(name, []), online)):
         old, new = before.get(module, []), after.get(module, [])
+        for tensor in old:
+            if tensor in online:
+                held[tensor] = [allocator.allocate(tensor.size_bytes)]
+        latent = [tensor for tensor in new if tensor.name in _LATENT_COPIES]
+        if latent and latent[0].layer not in plain:
+            allocator.allocate(sum(tensor.size_bytes for tensor in latent))
         for tensor in new:
-            if tensor not in held:
+            if tensor not in held and tensor.name not in _LATENT_COPIES:
                 allocator.allocate(tensor.size_bytes)
         for tensor in old:
             if tensor not in new:
                 allocator.free(held[tensor].pop())
+
+
+def _is_online(tensors: list[Tensor], online: frozenset[Tensor]) -> bool:
+    return any(tensor in online for tensor in tensors)
 
 
 def _by_module(tensors: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from planner.engine.config import EngineConfig
 from planner.memory.activation import profile_program
-from planner.memory.allocator import LOAD_MAX_SPLIT_BYTES, Block, CachingAllocator, load_weights
+from planner.memory.allocator import LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
 from planner.memory.forward import Forward
+from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, load_workspaces, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
@@ -33,14 +34,13 @@ class Boot:
     def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
         self.model, self.share, self.config = model, share, config
         self.allocator = CachingAllocator()
-        self._kept: dict[str, Block] = {}
         self._tokens = config.max_num_batched_tokens
         self._last = share.pp_rank == share.pipeline_parallel_size - 1
         self._make(runner_buffers(model, config))
         inputs = self.allocator.allocated_bytes
         self.allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
         self._make(load_workspaces(model, config))
-        load_weights(self.allocator, share)
+        self._kept = load_weights(self.allocator, share, load_traits(model, share, config))
         self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
         self.allocator.max_split_bytes = None
         self._make(sampler_buffers(model, config, last_stage=self._last))
@@ -102,6 +102,8 @@ class Boot:
         program = Program()
         index = batch_index(program)
         forward = Forward(self.model, self.share, self.config)
+        if takes_media(self.model, self.config) and self.share.pp_rank == 0:
+            program.free(program.alloc("token embeddings", token=forward.hidden))
         hidden = forward.write(program, attends=True)
         if self._last:
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)

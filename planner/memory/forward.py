@@ -11,7 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.engine.config import EngineConfig
-from planner.memory.layers import DecoderLayer, decoder_layers
+from planner.memory.allocator import ROTARY_TABLE
+from planner.memory.layers import (
+    DecoderLayer,
+    decoder_layers,
+    deepstack_levels,
+    rotary_table,
+    takes_media,
+    uses_mrope,
+)
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.program import Program
 from planner.memory.styles import Style, style_of
@@ -33,7 +41,14 @@ class Forward:
         self.layers: Sequence[DecoderLayer] = decoder_layers(model, share)
         self.linears: Mapping[str, LinearRun] = linear_runs(model, share, config)
         self.tp = config.tensor_parallel_size
-        self.kept_embeds = model.is_multimodal or share.pp_rank > 0
+        self.kept_embeds = takes_media(model, config) or share.pp_rank > 0
+        table = rotary_table(model)
+        self.mrope = table.shape[-1] * self.item if table is not None and uses_mrope(model) else 0
+        self.rotary_bytes = 0
+        self._rotated = False
+        if table is not None and table.dtype == "float32" and self.item < 4 and config.enforce_eager:
+            self.rotary_bytes = table.shape[0] * table.shape[-1] * 4
+        self.deepstack = deepstack_levels(model) if self.kept_embeds and share.pp_rank == 0 else 0
 
     def write(self, program: Program, *, attends: bool) -> int | None:
         """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers)."""
@@ -43,6 +58,10 @@ class Forward:
         loop: int | None = None
         for index, layer in enumerate(self.layers):
             loop, residual = self._layer(p, layer, loop, residual, first=index == 0, attends=attends)
+            if index < self.deepstack:
+                joined = p.alloc("hidden states joined by a deepstack level", token=self.hidden)
+                p.free(loop)
+                loop = joined
         p.free(residual)
         return loop
 
@@ -168,6 +187,12 @@ class Forward:
             else:
                 q = p.alloc("normalized query", token=query)
                 held.append(p.alloc("normalized key", token=key))
+        if self.rotary_bytes and not self._rotated:
+            self._rotated = True
+            p.keep("rotary table in the model's dtype", constant=self.rotary_bytes // 4 * self.item)
+            p.drop(ROTARY_TABLE, constant=self.rotary_bytes)
+        if self.mrope:
+            held += self._rotate_media(p, query, key, contiguous=layer.has_qk_norm)
         output = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
         if attends:
             p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
@@ -179,6 +204,17 @@ class Forward:
         result = self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True)
         p.free(output, q, gate, *held)
         return result
+
+    def _rotate_media(self, p: Program, query: int, key: int, *, contiguous: bool) -> list[int]:
+        """Three-dimensional rotary embedding: gathers the tables, and copies query and key that are slices.
+
+        Source: vLLM 0.26.0 layers/rotary_embedding/mrope.py:324 forward_cuda, triton_mrope.
+        """
+        tables = p.alloc("cos and sin of three dimensions", token=3 * self.mrope)
+        copies = [] if contiguous else [p.alloc("query", token=query), p.alloc("key", token=key)]
+        halves = [p.alloc(name, token=3 * self.mrope // 2) for name in ("cos", "sin")]
+        p.free(*halves, tables)
+        return copies
 
     def _mla(self, p: Program, layer: DecoderLayer, attention: Attention) -> int:
         """Multi-head latent attention. Without metadata it allocates, and drops, the largest up-projected context.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
+from planner.memory.allocator import DeepGemmAt, LoadTraits
 from planner.model.modules import (
     Attention,
+    Buffer,
     FusedMoE,
     Linear,
     MLAProjection,
@@ -156,6 +159,67 @@ class DecoderLayer:
         return self.qkv
 
 
+def takes_media(model: ModelSpec, config: EngineConfig) -> bool:
+    """Whether the runner feeds the model embeddings instead of tokens: a multimodal model with some media allowed.
+
+    Source: vLLM 0.26.0 multimodal/registry.py supports_multimodal_inputs.
+    """
+    return model.is_multimodal and (not config.mm_limits or any(count for _, count in config.mm_limits))
+
+
+def rotary_table(model: ModelSpec) -> Buffer | None:
+    """The language model's rotary table, None for models without one."""
+    return next(
+        (
+            module
+            for module in model.modules
+            if isinstance(module, Buffer) and module.component == "language_model" and "cos_sin_cache" in module.name
+        ),
+        None,
+    )
+
+
+def load_traits(model: ModelSpec, share: RankShare, config: EngineConfig) -> LoadTraits:
+    """YaRN tables are scaled; DeepSeek's stay in float32 where FlashInfer rotates, which is in eager mode. DeepGEMM
+    starts where vLLM builds its first FP8 quantizer: a linear layer, latent attention, or a query for an FP8 cache.
+
+    Source: vLLM 0.26.0 layers/rotary_embedding/yarn_scaling_rope.py, deepseek_scaling_rope.py:61,
+    layers/quantization/input_quant_fp8.py:68, utils/deep_gemm.py:103.
+    """
+    table = rotary_table(model)
+    yarn = table is not None and "yarn" in table.shared_key
+    flashinfer = config.enforce_eager and config.dtype != "float32"
+    deepseek = table is not None and "deepseek_yarn" in table.shared_key and table.shape[-1] in (64, 128, 256, 512)
+    return LoadTraits(
+        scaled_rotary=yarn, float32_rotary=deepseek and flashinfer, deep_gemm=_deep_gemm_at(model, share, config)
+    )
+
+
+def _deep_gemm_at(model: ModelSpec, share: RankShare, config: EngineConfig) -> DeepGemmAt:
+    if not _runs_deep_gemm(config.compute_capability) or config.environment("VLLM_USE_DEEP_GEMM", "1") == "0":
+        return ""
+    if any(tensor.dtype.startswith("float8") and tensor.name == "weight" for tensor in share.loaded):
+        return "linear"
+    if model.use_mla or config.kv_cache_dtype in ("fp8", "fp8_e4m3"):
+        return "attention"
+    return ""
+
+
+def uses_mrope(model: ModelSpec) -> bool:
+    """Whether positions have three dimensions (Qwen-VL)."""
+    table = rotary_table(model)
+    return table is not None and "mrope_section" in table.shared_key
+
+
+def deepstack_levels(model: ModelSpec) -> int:
+    """Layers whose output is joined by a level of the vision tower (Qwen3-VL)."""
+    marked = (module.name.split(_DEEPSTACK)[1] for module in model.modules if _DEEPSTACK in module.name)
+    return len({rest.split(".")[0] for rest in marked})
+
+
+_DEEPSTACK = "deepstack_merger_list."
+
+
 def decoder_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
     """The language model's layers that this rank holds."""
     found: dict[int, list[Module]] = {index: [] for index in share.layers}
@@ -169,3 +233,8 @@ def _pair(linears: list[Linear]) -> tuple[Linear, Linear] | None:
     up = next((m for m in linears if m.parallelism in ("column", "replicated")), None)
     down = next((m for m in linears if m.parallelism == "row"), None) or (linears[1] if len(linears) == 2 else None)
     return None if up is None or down is None or up is down else (up, down)
+
+
+def _runs_deep_gemm(capability: tuple[int, int]) -> bool:
+    """vLLM 0.26.0 platforms/cuda.py:665 support_deep_gemm."""
+    return capability == (9, 0) or capability[0] in (10, 12)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from planner.engine.config import EngineConfig
+from planner.memory.layers import deepstack_levels, takes_media, uses_mrope
 from planner.memory.program import LiveTensor
-from planner.model.modules import Buffer
 from planner.model.spec import ModelSpec
 from planner.values import DTYPE_BYTES
 
@@ -40,10 +40,10 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
     if config.model_runner != "v2":
         return ()
     tensors: list[LiveTensor] = []
-    if model.is_multimodal:
+    if takes_media(model, config):
         embedding = model.text.hidden_size * DTYPE_BYTES[config.dtype]
         tensors.append(LiveTensor("input embeddings", bytes_per_token=embedding))
-    if _uses_mrope(model):
+    if uses_mrope(model):
         tensors.append(LiveTensor("three-dimensional positions", bytes_per_token=24, constant_bytes=24))
     if not last_stage:
         return tuple(tensors)
@@ -71,13 +71,9 @@ def load_workspaces(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor,
     Qwen3-VL keeps one [max_num_batched_tokens, hidden] buffer for each deepstack level
     (vLLM 0.26.0 model_executor/models/qwen3_vl.py, deepstack_input_embeds).
     """
-    levels = {
-        module.name.split("deepstack_merger_list.")[1].split(".")[0]
-        for module in model.modules
-        if "deepstack_merger_list." in module.name
-    }
     size = model.text.hidden_size * DTYPE_BYTES[config.dtype]
-    return tuple(LiveTensor(f"deepstack input embeddings {level}", bytes_per_token=size) for level in sorted(levels))
+    levels = range(deepstack_levels(model))
+    return tuple(LiveTensor(f"deepstack input embeddings {level}", bytes_per_token=size) for level in levels)
 
 
 def kv_tables(config: EngineConfig, block_sizes: tuple[int, ...]) -> tuple[LiveTensor, ...]:
@@ -144,7 +140,7 @@ def _v1_inputs(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]
         LiveTensor("discarded requests", bytes_per_seq=1),
         LiveTensor("query positions", bytes_per_token=8),
     ]
-    if _uses_mrope(model):
+    if uses_mrope(model):
         tensors.append(LiveTensor("three-dimensional positions", bytes_per_token=24, constant_bytes=24))
     return tuple(tensors)
 
@@ -156,7 +152,3 @@ _V1_LENGTHS = (
     "sequence lengths", "computed tokens", "previous draft tokens", "scheduled tokens", "encoder sequence lengths",
     "decode draft tokens", "accepted tokens",
 )  # fmt: skip
-
-
-def _uses_mrope(model: ModelSpec) -> bool:
-    return any(isinstance(module, Buffer) and "mrope_section" in module.shared_key for module in model.modules)
