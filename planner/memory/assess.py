@@ -99,7 +99,7 @@ def assess_deployment(deployment: Deployment) -> Assessment:
             blocks = num_blocks(pool, available)
     except Rejected as refused:
         rejection = refused.rejection
-    fullest = min(range(len(terms)), key=lambda stage: available[stage])
+    fullest = min(range(len(terms)), key=lambda stage: (available[stage], -terms[stage].weights_memory_bytes))
     retained = retained_bytes(boots[fullest], pool, pool.stages[fullest], blocks) if blocks else 0
     per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks, retained)
     if rejection is None and per_gpu.used_after_startup_bytes > gpu.total_memory_bytes:
@@ -112,7 +112,7 @@ def assess_deployment(deployment: Deployment) -> Assessment:
         rejection=rejection,
         engine=_engine(config, pool),
         per_gpu=per_gpu,
-        kv_cache=_cache(pool, blocks, config),
+        kv_cache=_cache(pool, fullest, blocks, config),
         warnings=(*config.warnings, *deployment.model.notes, *_slack_warning(per_gpu, rejection)),
     )
     return Assessment(estimate, config, deployment, terms)
@@ -254,10 +254,10 @@ def _engine(config: EngineConfig, pool: KVPool) -> EngineSummary:
     )
 
 
-def _cache(pool: KVPool, blocks: int, config: EngineConfig) -> KVCacheSummary:
+def _cache(pool: KVPool, stage: int, blocks: int, config: EngineConfig) -> KVCacheSummary:
     length, batched = max(config.max_model_len, 1), config.max_num_batched_tokens
     return KVCacheSummary(
-        bytes_per_block=pool.bytes_per_block,
+        bytes_per_block=pool.stages[stage].bytes_per_block,
         bytes_per_token=pool.bytes_per_token,
         num_gpu_blocks=blocks,
         capacity_tokens=capacity_tokens(pool, blocks, length, batched) if blocks else 0,
@@ -272,7 +272,7 @@ def _cache(pool: KVPool, blocks: int, config: EngineConfig) -> KVCacheSummary:
                 block_size=group.block_size,
                 page_size_bytes=group.page_size_bytes,
             )
-            for group in pool.groups
+            for group in pool.stages[stage].groups
         ),
     )
 
