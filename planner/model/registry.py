@@ -125,6 +125,8 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2_5OmniModel": "audio:qwen2_5_omni",
     "Qwen2_5OmniForConditionalGeneration": "audio:qwen2_5_omni",
     "Qwen3ASRForConditionalGeneration": "audio:qwen3_asr",
+    "DeepseekOCRForCausalLM": "deepseek_ocr:deepseek_ocr",
+    "DeepseekOCR2ForCausalLM": "deepseek_ocr:deepseek_ocr2",
     "Glm4vForConditionalGeneration": "glm4v:glm4v",
     "Glm4vMoeForConditionalGeneration": "glm4v:glm4v",
     "Idefics3ForConditionalGeneration": "idefics3:idefics3",

@@ -45,7 +45,7 @@ def llava_next(config: ConfigView) -> Architecture:
     layers = config.raw("vision_feature_layer")
     selected = len(layers) if isinstance(layers, list) else 1
     tower = _tower(config, vision)
-    tower += as_tower([Parameter(name="image_newline", shape=(text.text.hidden_size,))])
+    tower.append(_newline(text.text.hidden_size))
     tower += _projector(config, vision.size("hidden_size") * selected, text.text.hidden_size)
     spec = _spec(config, vision, "LlavaNext", text.text.hidden_size, _pinpoints(config, vision))
     return multimodal(text, tower, vision=spec, prefixes=PREFIXES + _NEWLINE)
@@ -60,13 +60,14 @@ def llava_onevision(config: ConfigView) -> Architecture:
         text.text.hidden_size,
         config.flag("multimodal_projector_bias", True),
     )
-    extra: list[Module] = [Parameter(name="image_newline", shape=(output,))]
-    extra += weight("multi_modal_projector.linear_1", output, width, bias=bias)
+    extra = weight("multi_modal_projector.linear_1", output, width, bias=bias)
     extra += weight("multi_modal_projector.linear_2", output, output, bias=bias)
     stride = config.size("spatial_pool_stride", 2)
     image = _pinpoints(config, vision, max_tiles=9, frame_tokens=(-(-patch_grid(vision) // stride)) ** 2)
     spec = _spec(config, vision, "LlavaOnevision", output, image)
-    return multimodal(text, _tower(config, vision) + as_tower(extra), vision=spec, prefixes=PREFIXES + _NEWLINE)
+    return multimodal(
+        text, [*_tower(config, vision), _newline(output), *as_tower(extra)], vision=spec, prefixes=PREFIXES + _NEWLINE
+    )
 
 
 def mistral3(config: ConfigView) -> Architecture:
@@ -84,6 +85,11 @@ def mistral3(config: ConfigView) -> Architecture:
     tower += _projector(config, width, text.text.hidden_size, bias=config.flag("multimodal_projector_bias"))
     spec = _spec(config, vision, "Mistral3", text.text.hidden_size, _longest_edge(vision, merge))
     return multimodal(text, tower, vision=spec, prefixes=(*PREFIXES, ("model.", "language_model.model.")))
+
+
+def _newline(width: int) -> Parameter:
+    """A parameter of the model itself: text-only limits drop the towers beside it, not this (interfaces.py:257)."""
+    return Parameter(name="image_newline", shape=(width,))
 
 
 def _vision(config: ConfigView, default: str = "clip_vision_model") -> ConfigView:

@@ -22,13 +22,19 @@ _SIGLIP_UNIT = 64
 
 def clip(vision: ConfigView, prefix: str, layers: int, post_norm: bool) -> list[Module]:
     """CLIPVisionModel: a class token, LayerNorm before the encoder."""
+    return clip_encoder(vision, f"{prefix}.vision_model", layers, post_norm=post_norm)
+
+
+def clip_encoder(
+    vision: ConfigView, base: str, layers: int, *, encoder: str = "encoder", post_norm: bool
+) -> list[Module]:
+    """CLIPVisionTransformer at `base`; DeepSeek-OCR's variant calls its layers "transformer"."""
     width, patches = vision.size("hidden_size"), patch_grid(vision) ** 2
-    base = f"{prefix}.vision_model"
     modules: list[Module] = [Parameter(name=f"{base}.embeddings.class_embedding", shape=(width,))]
     modules += _patch_conv(vision, f"{base}.embeddings.patch_embedding", bias=False)
     modules += _positions(f"{base}.embeddings", patches + 1, width)
     modules += norm(f"{base}.pre_layrnorm", width, "every", bias=True)
-    modules += _clip_layers(vision, base, layers)
+    modules += _clip_layers(vision, f"{base}.{encoder}", layers)
     if post_norm:
         modules += norm(f"{base}.post_layernorm", width, "every", bias=True)
     return as_tower(modules)
@@ -41,7 +47,7 @@ def siglip(vision: ConfigView, prefix: str, layers: int, post_norm: bool) -> lis
     modules = _patch_conv(vision, f"{base}.embeddings.patch_embedding", bias=True)
     modules += _positions(f"{base}.embeddings", patch_grid(vision) ** 2, width)
     aligned = width % _SIGLIP_UNIT == 0 and vision.size("intermediate_size") % _SIGLIP_UNIT == 0
-    modules += _clip_layers(vision, base, layers, mlp_quantizable=aligned)
+    modules += _clip_layers(vision, f"{base}.encoder", layers, mlp_quantizable=aligned)
     if post_norm:
         modules += norm(f"{base}.post_layernorm", width, "every", bias=True)
     return as_tower(modules)
@@ -55,7 +61,7 @@ def _clip_layers(vision: ConfigView, base: str, layers: int, *, mlp_quantizable:
         )
     modules: list[Module] = []
     for layer in range(layers):
-        at = f"{base}.encoder.layers.{layer}"
+        at = f"{base}.layers.{layer}"
         modules += [
             fused_qkv(f"{at}.self_attn.qkv_proj", width, heads, width // heads),
             row(f"{at}.self_attn.out_proj", width, width),
@@ -142,9 +148,9 @@ def pixtral_hf(vision: ConfigView, prefix: str, layers: int, post_norm: bool) ->
         ]
         modules += gated_mlp(f"{at}.feed_forward", "every", width, vision.size("intermediate_size"))
         modules += norm(f"{at}.ffn_norm", width, "every")
-    rows, half = patch_grid(vision) ** 2, (vision.optional_size("head_dim") or width // heads) // 2
+    rows, head = patch_grid(vision) ** 2, vision.optional_size("head_dim") or width // heads
     for name in ("inv_freq", "original_inv_freq"):
-        modules.append(Buffer(name=f"{prefix}.patch_positional_embedding.{name}", shape=(rows, half), dtype="float32"))
+        modules.append(Buffer(name=f"{prefix}.patch_positional_embedding.{name}", shape=(rows, head), dtype="float32"))
     return as_tower(modules)
 
 
