@@ -83,6 +83,7 @@ class Linear(Module):
     `replicated_shards`: entries of output_sizes that each rank holds whole, the others divided; with more than one rank
     the weight then counts as one shard (Mamba-2 with a single group, mamba_mixer2.py:337).
     `whole_if_quantized`: quantization methods under which each rank has a full copy.
+    `float32_gate`: a router that is float32 where vLLM has no kernel for it (fused_moe/router/gate_linear.py:67).
     """
 
     input_size: int
@@ -100,6 +101,7 @@ class Linear(Module):
     whole_blocks: int = 0
     replicated_shards: tuple[int, ...] = ()
     whole_if_quantized: tuple[str, ...] = ()
+    float32_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,6 +145,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen3_5MoeForConditionalGeneration": "qwen_hybrid:qwen3_5_moe",
     "Qwen3_5ForCausalLM": "qwen_hybrid:qwen3_5_text",
     "Qwen3_5MoeForCausalLM": "qwen_hybrid:qwen3_5_text",
+    "NemotronHForCausalLM": "nemotron_h:nemotron_h",
 }
 """vLLM's registry name -> "module:function" under planner.model.architectures."""
 

@@ -31,7 +31,7 @@ from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShar
 from planner.sharding.quantization.select import Selector, selector_for
 from planner.sharding.rank import LayerKVSpec, RankShare, Tensor
 from planner.sharding.state import mamba_spec
-from planner.values import reject
+from planner.values import DType, reject
 
 _SCALES = ("_k_scale", "_v_scale", "_q_scale", "_prob_scale")
 
@@ -153,7 +153,7 @@ class _RankBuilder:
             full_input_size=module.input_size,
             full_output_sizes=full_outputs,
             row_parallel=module.parallelism == "row",
-            dtype=module.dtype or self.config.dtype,
+            dtype=self._linear_dtype(module),
             component=module.component,
             tensor_parallel_size=tp,
         )
@@ -319,6 +319,12 @@ class _RankBuilder:
             return 1
         unit = module.whole_unless_divides
         return 1 if unit is not None and unit % tp else tp
+
+    def _linear_dtype(self, module: Linear) -> DType:
+        major, minor = self.config.compute_capability
+        if module.float32_gate and (major, minor) != (9, 0) and major != 10:
+            return "float32"
+        return module.dtype or self.config.dtype
 
     def _scheme(self, module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding) -> Scheme:
         return self.selector.scheme(module) if module.quantizable else UNQUANTIZED
