@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.hardware.spec import GpuPool
-from planner.memory.assess import Assessment, assess
-from planner.model.build import build_model
+from planner.memory.assess import Assessment, assess, refused_estimate
+from planner.model.build import architecture_of, build_model
+from planner.model.config_view import ConfigView
 from planner.model.spec import ModelSpec
 from planner.search.plan import SearchResult
 from planner.search.space import SearchOptions
-from planner.values import Value
+from planner.values import Rejected, Value
 
 DEFAULT_VERSION = "0.26.0"
 """The newest release verified on hardware."""
@@ -41,7 +43,10 @@ class Request(Value):
 
 
 def load_spec(request: Request) -> ModelSpec:
-    """The model that the request names, from a folder, a catalog or a hub."""
+    """The model that the request names, from a folder, a catalog or a hub.
+
+    Raises Rejected where this vLLM release refuses the architecture or its quantization section.
+    """
     from planner.sources.load import load_model
 
     source: Literal["hf", "modelscope"]
@@ -53,6 +58,7 @@ def load_spec(request: Request) -> ModelSpec:
         raise InputError(f"--source: choose hf or modelscope, not {request.source!r}")
     files = load_model(request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs)
     overrides = _json_object(request.args.hf_overrides, "--hf-overrides")
+    refuse_architecture(architecture_of(ConfigView({**files.config, **overrides})), request.version)
     return build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
 
 
@@ -66,14 +72,24 @@ def load_gpus(request: Request) -> GpuPool:
 
 def estimate(request: Request) -> Assessment:
     """What vLLM will do with exactly these flags."""
-    return assess(load_spec(request), load_gpus(request), request.args, request.version)
+    gpus = load_gpus(request)
+    try:
+        model = load_spec(request)
+    except Rejected as refused:
+        return Assessment(refused_estimate(request.model, gpus, request.version, refused.rejection))
+    return assess(model, gpus, request.args, request.version)
 
 
 def fit(request: Request, options: SearchOptions) -> SearchResult:
     """The best flags for the model on these cards."""
-    from planner.search.search import search
+    from planner.search.search import refused_search, search
 
-    return search(load_spec(request), load_gpus(request), options, request.version)
+    gpus = load_gpus(request)
+    try:
+        model = load_spec(request)
+    except Rejected as refused:
+        return refused_search(refused.rejection)
+    return search(model, gpus, options, request.version)
 
 
 def _json_object(text: str | None, where: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def assess(model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str)
         config = resolve(model, gpus.gpu, args, vllm_version)
         deployment = deploy(model, gpus, config)
     except Rejected as refused:
-        return Assessment(_refused(model, gpus, vllm_version, refused.rejection))
+        return Assessment(refused_estimate(model.name, gpus, vllm_version, refused.rejection))
     return assess_deployment(deployment)
 
 
@@ -277,9 +277,10 @@ def _cache(pool: KVPool, stage: int, blocks: int, config: EngineConfig) -> KVCac
     )
 
 
-def _refused(model: ModelSpec, gpus: GpuPool, vllm_version: str, rejection: Rejection) -> Estimate:
+def refused_estimate(model: str, gpus: GpuPool, vllm_version: str, rejection: Rejection) -> Estimate:
+    """The answer where vLLM refuses before it touches the weights."""
     return Estimate(
-        model=model.name, gpus=gpus.spelling, vllm_version=vllm_version, verdict="rejected", rejection=rejection,
+        model=model, gpus=gpus.spelling, vllm_version=vllm_version, verdict="rejected", rejection=rejection,
         engine=None, per_gpu=None, kv_cache=None,
     )  # fmt: skip
 

@@ -70,6 +70,12 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     )
 
 
+def refused_search(rejection: Rejection) -> SearchResult:
+    """The answer for a model that this vLLM release refuses whatever the flags."""
+    count = RejectedCount(reason=rejection.bottleneck, count=1, example=rejection)
+    return SearchResult(plans=(), feasible=0, rejected=(count,), evaluated=1)
+
+
 @dataclass(slots=True)
 class _Explorer:
     """Judges layouts one after the other; the weights of a layout are split once for all cache dtypes."""
