@@ -99,7 +99,7 @@ def _projector(config: ConfigView) -> ConfigView:
 
 
 def _sam(prefix: str, output: int) -> list[Module]:
-    """ImageEncoderViT: windowed attention with relative positions, a neck and two strided convolutions; whole everywhere."""
+    """ImageEncoderViT: windows with relative positions, a neck, two strided convolutions; whole on each rank."""
     width = _SAM_WIDTH
     modules = weight(f"{prefix}.patch_embed.proj", width, 3, _SAM_PATCH, _SAM_PATCH, bias=True)
     modules.append(Parameter(name=f"{prefix}.pos_embed", shape=(1, _SAM_GRID, _SAM_GRID, width)))
