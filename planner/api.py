@@ -18,6 +18,7 @@ from planner.model.config_view import ConfigView
 from planner.model.spec import ModelSpec
 from planner.search.plan import SearchResult
 from planner.search.space import SearchOptions
+from planner.serve.command import serve_argv, shell_command
 from planner.values import Rejected, Value
 
 DEFAULT_VERSION = "0.26.0"
@@ -56,7 +57,9 @@ def load_spec(request: Request) -> ModelSpec:
         source = "modelscope"
     else:
         raise InputError(f"--source: choose hf or modelscope, not {request.source!r}")
-    files = load_model(request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs)
+    files = load_model(
+        request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs
+    )
     overrides = _json_object(request.args.hf_overrides, "--hf-overrides")
     refuse_architecture(architecture_of(ConfigView({**files.config, **overrides})), request.version)
     return build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
@@ -92,6 +95,16 @@ def fit(request: Request, options: SearchOptions) -> SearchResult:
     return search(model, gpus, options, request.version)
 
 
+def launches(request: Request, result: SearchResult) -> list[tuple[list[str], dict[str, str], str]]:
+    """How each plan of a search is started: argv, environment, and both as one shell line."""
+    found = []
+    for plan in result.plans:
+        assert plan.assessment.config is not None
+        argv, env = serve_argv(request.model, plan.args, plan.assessment.config), dict(plan.args.env)
+        found.append((argv, env, shell_command(argv, env)))
+    return found
+
+
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -104,4 +117,4 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
     return value
 
 
-__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "load_gpus", "load_spec"]
+__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "launches", "load_gpus", "load_spec"]

@@ -47,7 +47,9 @@ def parse_human_int(text: str) -> int:
     number, suffix = match.groups()
     if suffix in _HUMAN_BINARY:
         if "." in number:
-            raise InputError(f"{text!r}: decimals are not allowed with the binary suffix {suffix}; use {suffix.lower()}")
+            raise InputError(
+                f"{text!r}: decimals are not allowed with the binary suffix {suffix}; use {suffix.lower()}"
+            )
         return int(number) * _HUMAN_BINARY[suffix]
     if "." in number and not suffix:
         raise InputError(f"not a whole number: {text!r}")
@@ -56,7 +58,7 @@ def parse_human_int(text: str) -> int:
 
 def _scaled(number: str, scale: int) -> int:
     whole, _, fraction = number.partition(".")
-    return (int(whole + fraction) * scale) // 10 ** len(fraction)
+    return int(whole + fraction) * scale // int(10 ** len(fraction))
 
 
 def format_gib(size_bytes: int) -> str:

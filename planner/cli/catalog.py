@@ -8,14 +8,20 @@ import typer
 
 from planner.cli.output import Output, write
 
-app = typer.Typer(help="The models and cards that vplan knows without a network.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The models and cards that vplan knows without a network.", no_args_is_help=True, rich_markup_mode=None
+)
 models = typer.Typer(help="Models.", no_args_is_help=True, rich_markup_mode=None)
 gpus = typer.Typer(help="Cards.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models, name="models")
 app.add_typer(gpus, name="gpus")
 
-ModelCatalog = Annotated[list[str] | None, typer.Option("--model-catalog", help="More models, a YAML file; repeatable.", show_default=False)]
-HardwareCatalog = Annotated[list[str] | None, typer.Option("--hardware-catalog", help="More GPUs, a YAML file; repeatable.", show_default=False)]
+ModelCatalog = Annotated[
+    list[str] | None, typer.Option("--model-catalog", help="More models, a YAML file; repeatable.", show_default=False)
+]
+HardwareCatalog = Annotated[
+    list[str] | None, typer.Option("--hardware-catalog", help="More GPUs, a YAML file; repeatable.", show_default=False)
+]
 
 
 @models.command("list")
@@ -24,7 +30,10 @@ def list_models(model_catalog: ModelCatalog = None, output: Output = None) -> No
     from planner.sources.model_catalog import load_model_catalog
 
     catalog = load_model_catalog(model_catalog or ())
-    rows = [(files.name, ", ".join(files.config.get("architectures", ())), _quantization(files.config)) for files in catalog.all()]
+    rows = [
+        (files.name, ", ".join(files.config.get("architectures", ())), _quantization(files.config))
+        for files in catalog.all()
+    ]
     write(_columns([("id", "architecture", "quantization"), *rows]), output)
 
 
@@ -44,7 +53,13 @@ def list_gpus(hardware_catalog: HardwareCatalog = None, output: Output = None) -
 
     header = ("name", "aliases", "memory", "known by", "capability")
     rows = [
-        (gpu.name, ", ".join(gpu.aliases), format_gib(gpu.total_memory_bytes), gpu.memory_evidence, ".".join(map(str, gpu.compute_capability)))
+        (
+            gpu.name,
+            ", ".join(gpu.aliases),
+            format_gib(gpu.total_memory_bytes),
+            gpu.memory_evidence,
+            ".".join(map(str, gpu.compute_capability)),
+        )
         for gpu in load_hardware_catalog(hardware_catalog or ()).all()
     ]
     write(_columns([header, *rows]), output)
@@ -65,4 +80,6 @@ def _quantization(config: dict[str, object]) -> str:
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -16,7 +16,12 @@ from planner.serve.command import serve_argv, shell_command
 @planning_options(required=False)
 def estimate(
     request: Any,
-    command: Annotated[str | None, typer.Option("--command", help="A whole `vllm serve ...` line instead of --model and flags.", show_default=False)] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            "--command", help="A whole `vllm serve ...` line instead of --model and flags.", show_default=False
+        ),
+    ] = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
 ) -> None:

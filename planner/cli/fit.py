@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -11,20 +11,27 @@ from planner import api
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
 from planner.errors import InputError
-from planner.search.space import SearchOptions, Workload
+from planner.search.space import Objective, SearchOptions, Workload
 
 
 @planning_options()
 def fit(
     request: Any,
     objective: Annotated[str, typer.Option("--objective", help="context, concurrency or balanced.")] = "balanced",
-    concurrency: Annotated[int | None, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.", show_default=False)] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.", show_default=False),
+    ] = None,
     min_model_len: Annotated[int, typer.Option("--min-model-len", help="Shortest max-model-len that will do.")] = 1,
     images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
-    image_size: Annotated[str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)] = None,
+    image_size: Annotated[
+        str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)
+    ] = None,
     videos: Annotated[int | None, typer.Option("--videos", help="Videos in each request.", show_default=False)] = None,
     video_seconds: Annotated[float, typer.Option("--video-seconds", help="Length of each video.")] = 30.0,
-    safety_margin: Annotated[float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")] = 0.10,
+    safety_margin: Annotated[
+        float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
+    ] = 0.10,
     max_plans: Annotated[int, typer.Option("--max-plans", help="Plans to show.")] = 5,
     format: Format = "text",  # noqa: A002
     output: Output = None,
@@ -35,21 +42,32 @@ def fit(
     """
     started = time.perf_counter()
     check_format(format)
-    options = _options(request, objective, concurrency, min_model_len, images, image_size, videos, video_seconds, safety_margin, max_plans)
+    options = _options(
+        request,
+        objective,
+        concurrency,
+        min_model_len,
+        images,
+        image_size,
+        videos,
+        video_seconds,
+        safety_margin,
+        max_plans,
+    )
     result = api.fit(request, options)
     elapsed = time.perf_counter() - started
+    heading = f"{request.model} on {request.gpus}, vLLM {request.version}"
+    from planner.report.fit import Launch, fit_json, fit_text
+
+    launches = [Launch(*launch) for launch in api.launches(request, result)]
     if format == "json":
-        from planner.report.fit import fit_json
-
-        write(fit_json(request, result, elapsed), output)
+        write(fit_json(result, launches, elapsed), output)
     elif format == "text":
-        from planner.report.fit import fit_text
-
-        write(fit_text(request, result, elapsed, color=wants_color(output)), output)
+        write(fit_text(heading, result, launches, elapsed, color=wants_color(output)), output)
     else:
         from planner.report.tables import fit_csv, fit_markdown
 
-        write(fit_csv(request, result) if format == "csv" else fit_markdown(request, result), output)
+        write(fit_csv(result, launches) if format == "csv" else fit_markdown(heading, result, launches), output)
     if not result.plans:
         raise typer.Exit(1)
 
@@ -58,9 +76,15 @@ def _options(
     request: Any, objective: str, concurrency: int | None, min_model_len: int, images: int | None, image_size: str | None,
     videos: int | None, video_seconds: float, safety_margin: float, max_plans: int,
 ) -> SearchOptions:  # fmt: skip
-    if objective not in ("context", "concurrency", "balanced"):
+    if objective not in get_args(Objective):
         raise InputError(f"--objective: choose context, concurrency or balanced, not {objective!r}")
-    for name, value, least in (("--concurrency", concurrency, 1), ("--images", images, 0), ("--videos", videos, 0), ("--min-model-len", min_model_len, 1), ("--max-plans", max_plans, 1)):
+    for name, value, least in (
+        ("--concurrency", concurrency, 1),
+        ("--images", images, 0),
+        ("--videos", videos, 0),
+        ("--min-model-len", min_model_len, 1),
+        ("--max-plans", max_plans, 1),
+    ):
         if value is not None and not least <= value <= 10**9:
             raise InputError(f"{name} must be from {least} to 1000000000, not {value}")
     if not 0 <= safety_margin < 1:
@@ -69,7 +93,7 @@ def _options(
         raise InputError(f"--video-seconds must be above 0 and at most 86400, not {video_seconds}")
     width, height = _pixels(image_size)
     return SearchOptions(
-        objective=objective, safety_margin=safety_margin, args=request.args, given=request.given, max_plans=max_plans,
+        objective=cast(Objective, objective), safety_margin=safety_margin, args=request.args, given=request.given, max_plans=max_plans,
         workload=Workload(
             concurrency=concurrency, min_model_len=min_model_len, images=images or 0, image_width=width, image_height=height,
             videos=videos or 0, video_seconds=video_seconds,
@@ -81,6 +105,12 @@ def _pixels(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1024, 1024
     width, cross, height = text.lower().partition("x")
-    if not cross or not width.isdigit() or not height.isdigit() or not 0 < int(width) <= 65536 or not 0 < int(height) <= 65536:
+    if (
+        not cross
+        or not width.isdigit()
+        or not height.isdigit()
+        or not 0 < int(width) <= 65536
+        or not 0 < int(height) <= 65536
+    ):
         raise InputError(f"--image-size: write WIDTHxHEIGHT in pixels, for example 1920x1080, not {text!r}")
     return int(width), int(height)

@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import Exit, TyperException
 
-from planner.cli import catalog, estimate, fit
+from planner.cli import catalog, estimate, explain, fit
 from planner.errors import PlannerError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("fit")(fit.fit)
 app.command("estimate")(estimate.estimate)
+app.command("explain")(explain.explain)
 app.add_typer(catalog.app, name="catalog")
 
 
@@ -48,7 +49,9 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         if os.environ.get("VPLAN_TRACEBACK"):
             raise
-        return _fail(f"internal error, please report it: {type(error).__name__}: {error} (VPLAN_TRACEBACK=1 shows where)", 4)
+        return _fail(
+            f"internal error, please report it: {type(error).__name__}: {error} (VPLAN_TRACEBACK=1 shows where)", 4
+        )
 
 
 def _fail(message: str, code: int) -> int:

@@ -64,7 +64,7 @@ ENGINE_FLAGS: tuple[_Flag, ...] = (
     _Flag("max_cudagraph_capture_size", str, "Largest batch captured as a graph.", _INT),
     _Flag("kv_cache_memory_bytes", str, "Bytes for the cache, instead of a utilization.", _bytes),
     _Flag("num_gpu_blocks_override", str, "Blocks of the cache, instead of what fits.", _INT),
-    _Flag("speculative_config", str, "JSON, for example {\"method\": \"ngram\", \"num_speculative_tokens\": 3}."),
+    _Flag("speculative_config", str, 'JSON, for example {"method": "ngram", "num_speculative_tokens": 3}.'),
     _Flag("enable_lora", bool, "Reserve slots for LoRA adapters."),
     _Flag("max_loras", str, "Adapters in one batch.", _INT),
     _Flag("max_lora_rank", str, "Largest adapter rank.", _INT),
@@ -81,24 +81,72 @@ def _parameters(required: bool) -> list[inspect.Parameter]:
     keyword = inspect.Parameter.KEYWORD_ONLY
     model_default: Any = ... if required else None
     found = [
-        inspect.Parameter("model", keyword, default=model_default, annotation=Annotated[
-            str | None if not required else str,
-            typer.Option("--model", help="Folder, config.json, catalog id, Hugging Face or ModelScope id.", show_default=False)]),
-        inspect.Parameter("gpus", keyword, default=model_default, annotation=Annotated[
-            str | None if not required else str,
-            typer.Option("--gpus", help="NAME:COUNT, NAME:COUNTxNODES, NAME:COUNT@44.5GiB, or local.", show_default=False)]),
-        inspect.Parameter("vllm_version", keyword, default=None,
-                          annotation=_optional(str, "Release to plan for.", "--vllm-version")),
-        inspect.Parameter("source", keyword, default="hf", annotation=Annotated[
-            str, typer.Option("--source", help="Where ids are looked up: hf or modelscope.")]),
-        inspect.Parameter("offline", keyword, default=False, annotation=Annotated[
-            bool, typer.Option("--offline", help="Never use the network.")]),
-        inspect.Parameter("env", keyword, default=None, annotation=Annotated[
-            list[str] | None, typer.Option("--env", help="NAME=VALUE that changes memory; repeatable.", show_default=False)]),
-        inspect.Parameter("hardware_catalog", keyword, default=None, annotation=Annotated[
-            list[str] | None, typer.Option("--hardware-catalog", help="More GPUs, a YAML file; repeatable.", show_default=False)]),
-        inspect.Parameter("model_catalog", keyword, default=None, annotation=Annotated[
-            list[str] | None, typer.Option("--model-catalog", help="More models, a YAML file; repeatable.", show_default=False)]),
+        inspect.Parameter(
+            "model",
+            keyword,
+            default=model_default,
+            annotation=Annotated[
+                str | None if not required else str,
+                typer.Option(
+                    "--model",
+                    help="Folder, config.json, catalog id, Hugging Face or ModelScope id.",
+                    show_default=False,
+                ),
+            ],
+        ),
+        inspect.Parameter(
+            "gpus",
+            keyword,
+            default=model_default,
+            annotation=Annotated[
+                str | None if not required else str,
+                typer.Option(
+                    "--gpus", help="NAME:COUNT, NAME:COUNTxNODES, NAME:COUNT@44.5GiB, or local.", show_default=False
+                ),
+            ],
+        ),
+        inspect.Parameter(
+            "vllm_version", keyword, default=None, annotation=_optional(str, "Release to plan for.", "--vllm-version")
+        ),
+        inspect.Parameter(
+            "source",
+            keyword,
+            default="hf",
+            annotation=Annotated[str, typer.Option("--source", help="Where ids are looked up: hf or modelscope.")],
+        ),
+        inspect.Parameter(
+            "offline",
+            keyword,
+            default=False,
+            annotation=Annotated[bool, typer.Option("--offline", help="Never use the network.")],
+        ),
+        inspect.Parameter(
+            "env",
+            keyword,
+            default=None,
+            annotation=Annotated[
+                list[str] | None,
+                typer.Option("--env", help="NAME=VALUE that changes memory; repeatable.", show_default=False),
+            ],
+        ),
+        inspect.Parameter(
+            "hardware_catalog",
+            keyword,
+            default=None,
+            annotation=Annotated[
+                list[str] | None,
+                typer.Option("--hardware-catalog", help="More GPUs, a YAML file; repeatable.", show_default=False),
+            ],
+        ),
+        inspect.Parameter(
+            "model_catalog",
+            keyword,
+            default=None,
+            annotation=Annotated[
+                list[str] | None,
+                typer.Option("--model-catalog", help="More models, a YAML file; repeatable.", show_default=False),
+            ],
+        ),
     ]
     for flag in ENGINE_FLAGS:
         annotation = _optional(flag.kind, flag.help, flag.spelling)
@@ -139,8 +187,18 @@ def _request(values: dict[str, Any]) -> Request:
         given[flag.field] = _parsed(flag, value)
     if "mm_encoder_tp_mode" in given and given["mm_encoder_tp_mode"] not in ("weights", "data"):
         raise InputError(f"--mm-encoder-tp-mode: choose weights or data, not {given['mm_encoder_tp_mode']!r}")
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_num_seqs", "max_num_batched_tokens",
-                 "block_size", "decode_context_parallel_size", "max_loras", "max_lora_rank", "num_gpu_blocks_override"):
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "block_size",
+        "decode_context_parallel_size",
+        "max_loras",
+        "max_lora_rank",
+        "num_gpu_blocks_override",
+    ):
         if name in given and given[name] < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1")
     utilization = given.get("gpu_memory_utilization")

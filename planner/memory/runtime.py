@@ -47,7 +47,10 @@ class RuntimeTerms:
     def non_kv_bytes(self) -> int:
         """What the engine subtracts from its budget."""
         return (
-            self.weights_memory_bytes + self.peak_activation_bytes + self.non_torch_bytes + self.cuda_graph_estimate_bytes
+            self.weights_memory_bytes
+            + self.peak_activation_bytes
+            + self.non_torch_bytes
+            + self.cuda_graph_estimate_bytes
         )
 
     @property
@@ -131,5 +134,3 @@ def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
             kv_layers=share.kv_layers,
         ),
     )  # fmt: skip
-
-

@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.model.config_view import ConfigView
-from planner.model.modules import Buffer
+from planner.model.modules import Buffer, Placement
 from planner.values import DType
 
 _SAME_LENGTH = {"default", "llama3", "dynamic", "ntk", "proportional", "xdrope", "mllama4"}
@@ -27,14 +27,16 @@ def rope_parameters(config: ConfigView, layer_type: str | None = None) -> dict[s
         given = given[layer_type]
     result = dict(given)
     kind = result.get("rope_type", result.pop("type", None) or "default")
-    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind)
+    kind = {"su": "longrope", "mrope": "default"}.get(str(kind), kind)
     result.pop("type", None)
     result["rope_type"] = kind
     for key in ("rope_theta", "partial_rotary_factor"):
         if key not in result and config.raw(key) is not None:
             result[key] = config.raw(key)
     if kind in _ORIGINAL_TIMES_FACTOR | {"longrope", "llama3"} and "original_max_position_embeddings" not in result:
-        result["original_max_position_embeddings"] = config.raw("original_max_position_embeddings") or config.raw("max_position_embeddings")
+        result["original_max_position_embeddings"] = config.raw("original_max_position_embeddings") or config.raw(
+            "max_position_embeddings"
+        )
     return result
 
 
@@ -59,8 +61,15 @@ def rotary_rows(parameters: Mapping[str, Any], max_position: int) -> int:
 
 
 def rotary_cache(
-    name: str, head_size: int, max_position: int, parameters: Mapping[str, Any], *, dtype: DType | None = None,
-    placement: int | str = "every", rotary_dim: int | None = None, interleaved: bool = False,
+    name: str,
+    head_size: int,
+    max_position: int,
+    parameters: Mapping[str, Any],
+    *,
+    dtype: DType | None = None,
+    placement: int | Placement = "every",
+    rotary_dim: int | None = None,
+    interleaved: bool = False,
 ) -> Buffer:
     """The table of one attention layer: [rows, rotary_dim] in the model's dtype unless `dtype` says otherwise.
 
@@ -69,5 +78,9 @@ def rotary_cache(
     if rotary_dim is None:
         rotary_dim = int(parameters.get("rope_dim") or head_size * parameters.get("partial_rotary_factor", 1.0))
     rows = rotary_rows(parameters, max_position)
-    key = repr((head_size, rotary_dim, max_position, interleaved, sorted((k, str(v)) for k, v in parameters.items()), dtype))
-    return Buffer(name=f"{name}.cos_sin_cache", placement=placement, shape=(rows, rotary_dim), dtype=dtype, shared_key=key)  # type: ignore[arg-type]
+    key = repr(
+        (head_size, rotary_dim, max_position, interleaved, sorted((k, str(v)) for k, v in parameters.items()), dtype)
+    )
+    return Buffer(
+        name=f"{name}.cos_sin_cache", placement=placement, shape=(rows, rotary_dim), dtype=dtype, shared_key=key
+    )

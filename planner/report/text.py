@@ -41,7 +41,10 @@ def estimate_text(estimate: Estimate, command: str, *, color: bool = False) -> s
 
 def _headline(console: Console, estimate: Estimate) -> None:
     style = "bold green" if estimate.starts else "bold red"
-    console.print(Text(f"{estimate.model} on {estimate.gpus}, vLLM {estimate.vllm_version}: ") + Text(estimate.verdict, style=style))
+    console.print(
+        Text(f"{estimate.model} on {estimate.gpus}, vLLM {estimate.vllm_version}: ")
+        + Text(estimate.verdict, style=style)
+    )
     engine = estimate.engine
     if engine is None:
         return
@@ -57,7 +60,12 @@ def _headline(console: Console, estimate: Estimate) -> None:
 def ledger_table(per_gpu: PerGpu) -> Table:
     """Both ledgers side by side, each line in GiB; intervals where a term is uncertain."""
     table = Table(title=None, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading, justify in (("engine's ledger (one GPU)", "left"), ("GiB", "right"), ("device's ledger (one GPU)", "left"), ("GiB", "right")):
+    for heading, justify in (
+        ("engine's ledger (one GPU)", "left"),
+        ("GiB", "right"),
+        ("device's ledger (one GPU)", "left"),
+        ("GiB", "right"),
+    ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     left = [_cells(per_gpu, term) for term in ENGINE_TERMS]
     right = [_cells(per_gpu, term) for term in DEVICE_TERMS]
@@ -125,7 +133,19 @@ def _rejection_lines(console: Console, estimate: Estimate) -> None:
 def fit_table(rows: Sequence[tuple[int, Estimate, int]]) -> Table:
     """Ranked plans, a line each: rank, estimate, headroom in bytes."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    headings = ("#", "TP", "PP", "KV dtype", "max_model_len", "max_num_seqs", "batched", "util", "KV tokens", "at full length", "headroom")
+    headings = (
+        "#",
+        "TP",
+        "PP",
+        "KV dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "batched",
+        "util",
+        "KV tokens",
+        "at full length",
+        "headroom",
+    )
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "KV dtype" else "right")
     for rank, estimate, headroom in rows:

@@ -51,7 +51,9 @@ def size_costs(deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, 
     """
     seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
     tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
-    return Costs(seqs, tokens, tuple(_stage(deployment, args, index, seqs, tokens) for index in range(len(deployment.shares))))
+    return Costs(
+        seqs, tokens, tuple(_stage(deployment, args, index, seqs, tokens) for index in range(len(deployment.shares)))
+    )
 
 
 def _stage(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> StageCosts:

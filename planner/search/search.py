@@ -29,11 +29,15 @@ _OCTAVE = 0.02
 @dataclass(slots=True)
 class _Tally:
     counts: Counter[Bottleneck] = field(default_factory=Counter)
-    examples: dict[Bottleneck, tuple[Rejection, tuple[tuple[str, str | int | float], ...]]] = field(default_factory=dict)
+    examples: dict[Bottleneck, tuple[Rejection, tuple[tuple[str, str | int | float], ...]]] = field(
+        default_factory=dict
+    )
     evaluated: int = 0
     feasible: int = 0
 
-    def refuse(self, reason: Bottleneck, count: int, example: Rejection, flags: tuple[tuple[str, str | int | float], ...]) -> None:
+    def refuse(
+        self, reason: Bottleneck, count: int, example: Rejection, flags: tuple[tuple[str, str | int | float], ...]
+    ) -> None:
         self.counts[reason] += count
         self.evaluated += count
         self.examples.setdefault(reason, (example, flags))
@@ -63,7 +67,9 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
         plans=tuple(plan for _, plan in plans[: options.max_plans]),
         feasible=tally.feasible,
         rejected=tuple(
-            RejectedCount(reason=reason, count=count, example=tally.examples[reason][0], flags=tally.examples[reason][1])
+            RejectedCount(
+                reason=reason, count=count, example=tally.examples[reason][0], flags=tally.examples[reason][1]
+            )
             for reason, count in tally.counts.most_common()
         ),
         evaluated=tally.evaluated,
@@ -93,7 +99,9 @@ class _Explorer:
         if "pipeline_parallel_size" in options.given:
             stages = options.args.pipeline_parallel_size
         sizes: dict[str, str | int | float] = {
-            "tensor_parallel_size": tp, "pipeline_parallel_size": stages, "kv_cache_dtype": cache_dtype,
+            "tensor_parallel_size": tp,
+            "pipeline_parallel_size": stages,
+            "kv_cache_dtype": cache_dtype,
         }
         args = options.args.model_copy(update=sizes)
         flags = tuple(sizes.items())
@@ -158,7 +166,10 @@ def _preferred_seqs(options: SearchOptions, default: int) -> int:
 def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, best: tuple[int, int]) -> Plan | None:
     sizes, column = best
     options = explorer.options
-    update: dict[str, object] = {"max_num_seqs": int(grid.seqs[sizes]), "max_num_batched_tokens": int(grid.tokens[sizes])}
+    update: dict[str, object] = {
+        "max_num_seqs": int(grid.seqs[sizes]),
+        "max_num_batched_tokens": int(grid.tokens[sizes]),
+    }
     if args.kv_cache_memory_bytes is None:
         update["gpu_memory_utilization"] = float(grid.utilizations[column])
     if "max_model_len" not in options.given or args.max_model_len == -1:
@@ -178,7 +189,11 @@ def _full_length_requests(assessment: Assessment) -> int:
     assert cache is not None
     assert config is not None
     assert assessment.deployment is not None
-    return int(whole_requests(assessment.deployment.pool, cache.num_gpu_blocks, config.max_model_len, config.max_num_batched_tokens))
+    return int(
+        whole_requests(
+            assessment.deployment.pool, cache.num_gpu_blocks, config.max_model_len, config.max_num_batched_tokens
+        )
+    )
 
 
 def _headroom(assessment: Assessment) -> int:
@@ -232,5 +247,3 @@ def _example(grid: Grid, code: int, reason: Bottleneck) -> Rejection:
     if reason == "device_memory":
         need, have = int(grid.needed_device_bytes[sizes, utilization]), grid.deployment.gpus.gpu.total_memory_bytes
     return Rejection(bottleneck=reason, message=_SENTENCES[reason], need_bytes=need, have_bytes=have)
-
-
