@@ -84,11 +84,13 @@ def _dropped(module: Module, model: ModelSpec, config: EngineConfig) -> bool:
     """Towers whose modalities are all limited to zero are not built (vLLM models/interfaces.py _mark_tower_model)."""
     if model.vision is None or module.component not in ("vision_tower", "audio_tower"):
         return False
-    if config.language_model_only:
-        return True
     limits = dict(config.mm_limits)
-    visual = module.component == "vision_tower"
-    modalities = [name for name in model.vision.modalities if (name != "audio") == visual]
+    modalities: tuple[str, ...] = ("audio",)
+    if module.component == "vision_tower":
+        visual = tuple(name for name in model.vision.modalities if name != "audio")
+        modalities = visual if model.vision.dropped_with is None else model.vision.dropped_with
+    if config.language_model_only:
+        return bool(modalities)
     return bool(modalities) and all(limits.get(name) == 0 for name in modalities)
 
 
@@ -260,8 +262,8 @@ class _RankBuilder:
         replicated = module.kind in ("mla_attention", "encoder_only")
         heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
         scales = self.selector.kv_scales(module, heads)
-        replaced = {f"_{stored.name}" for stored in scales.after_load}
-        buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES)
+        replaced = {stored.name for stored in scales.after_load}
+        buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES if module.registered)
         self._emit(module, Storage(buffers, tuple(stored for stored in buffers if stored.name not in replaced)))
         self._emit(module, scales)
         if module.kind == "encoder_only" or module.shares_kv_with is not None:

@@ -75,15 +75,15 @@ class Awq:
             Stored("w2_qzeros", (experts, groups2, hidden // _PACK), "int32"),
             work,
         )
-        return Storage(created, marlin_experts(shard, bits=4, group_size=self.group_size, zero_points=True) + (work,))
+        return Storage(created, (*marlin_experts(shard, bits=4, group_size=self.group_size, zero_points=True), work))
 
 
 class AwqSelector(BaseSelector):
     """Skips modules_to_not_convert by substring.
 
     Without that list vLLM takes the modules whose tensors are all 16 or 32 bit in the safetensors headers (auto_awq.py
-    maybe_update_config). Where the headers are not known either, every linear layer counts as quantized, which is
-    what vLLM does for a folder without safetensors files.
+    maybe_update_config). Where the headers are not known, the checkpoint is taken to be what AWQ tools write: the
+    language model packed, towers in 16 bit. (For a folder without safetensors files vLLM itself would pack both.)
     """
 
     def __init__(self, context: Context, model: ModelSpec, section: Section) -> None:
@@ -97,13 +97,13 @@ class AwqSelector(BaseSelector):
             )
         self.quantizes_lm_head = section.flag("lm_head", default=False)
         listed = section.strings("modules_to_not_convert")
-        if listed:
-            self.skipped = map_names(listed, context.names)
-        else:
-            self.skipped = map_names(model.unquantized_modules or (), context.names)
+        self.towers_are_packed = bool(listed) or model.unquantized_modules is not None
+        self.skipped = map_names(listed or model.unquantized_modules or (), context.names)
         self.scheme_ = Awq(context, section.whole("q_group_size", "group_size"), section.flag("zero_point"))
 
     def linear(self, module: LinearModule) -> Scheme:
+        if not self.towers_are_packed and module.component != "language_model":
+            return UNQUANTIZED
         skipped = is_layer_skipped(module.name, self.skipped, self.fused, substrings=True)
         return UNQUANTIZED if skipped else self.scheme_
 

@@ -12,7 +12,7 @@ from planner.sharding.quantization.context import Context
 from planner.sharding.quantization.wna16_moe import ExpertNames, marlin_experts
 from planner.values import reject
 
-_NAMES = ExpertNames(weight="weight_packed", scale="weight_scale", zero_point="weight_zero_point")
+_NAMES = ExpertNames(weight="weight_packed", scale="weight_scale", zero_point="weight_zero_point", g_idx="weight_g_idx")
 _BITS = (2, 3, 4, 5, 6, 7, 8)
 
 

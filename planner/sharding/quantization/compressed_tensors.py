@@ -85,7 +85,8 @@ class CompressedTensorsSelector(BaseSelector):
         zeros = tuple(
             Stored(name, (count,), self.context.dtype) for name in ("k_zero_point", "v_zero_point", "q_zero_point")
         )
-        return Storage(scales + zeros, scales)
+        kept = tuple(Stored(f"_{scale.name}", scale.shape, scale.dtype) for scale in scales)
+        return Storage(scales + zeros, kept)
 
     def _mapped(self, name: str) -> str:
         """Only paths are names of layers: class names and patterns stay (apply_vllm_mapper)."""

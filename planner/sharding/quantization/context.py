@@ -91,7 +91,7 @@ class BaseSelector:
     def kv_scales(self, module: Attention, num_kv_heads: int) -> Storage:
         """Scale parameters that the method gives an attention layer (num_kv_heads: the rank's). None by default.
 
-        Those that stay after loading replace the layer's buffer of the same name with an underscore before it.
+        Those that stay after loading take the place of the layer's buffers of the same name.
         """
         return Storage(())
 

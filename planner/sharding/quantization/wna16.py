@@ -14,6 +14,7 @@ from planner.sharding.quantization import marlin
 from planner.sharding.quantization.base import Stored
 from planner.sharding.quantization.context import Context
 from planner.sharding.quantization.marlin import padded_nk, round_up
+from planner.sharding.rank import TensorRole
 from planner.values import DType, reject
 
 Kernel = Literal["machete", "allspark", "marlin", "exllama", "triton"]
@@ -76,8 +77,12 @@ def choose_kernel(problem: Problem, context: Context) -> Kernel:
 def after_load(
     problem: Problem, kernel: Kernel, names: TensorNames, created: tuple[Stored, ...], context: Context
 ) -> tuple[tuple[Stored, ...], int | None]:
-    """Tensors after repacking, and the bias's size where the kernel pads it."""
+    """Tensors after repacking, and the bias's size where the kernel pads it. All kernels want the weight as
+    [inputs / pack, outputs] and the scales as [groups, outputs]."""
     tensors = {stored.name: stored for stored in created}
+    groups = _scale_groups(problem, tensors[names.scale])
+    tensors[names.weight] = Stored(names.weight, (problem.k * problem.bits // 32, problem.n), "int32")
+    tensors[names.scale] = Stored(names.scale, (groups, problem.n), problem.dtype)
     if kernel == "marlin":
         return _after_marlin(problem, names, tensors, context)
     if kernel == "machete":
@@ -166,7 +171,8 @@ def _after_marlin(
         tensors[names.zero_point] = Stored(names.zero_point, (0,), "int32")
     indices = problem.k if problem.has_g_idx else 0
     tensors[names.g_idx] = Stored(names.g_idx, (indices,), "int32")
-    tensors["g_idx_sort_indices"] = Stored("g_idx_sort_indices", (indices,), "int32", "workspace")
+    role: TensorRole = "workspace" if problem.has_g_idx else "parameter"
+    tensors["g_idx_sort_indices"] = Stored("g_idx_sort_indices", (indices,), "int32", role)
     tensors["workspace"] = marlin.workspace(context)
     return tuple(tensors.values()), n if n != problem.n else None
 

@@ -19,6 +19,7 @@ class ExpertNames:
     weight: str = "qweight"
     scale: str = "scales"
     zero_point: str = "qzeros"
+    g_idx: str = "g_idx"
 
 
 def marlin_experts(
@@ -55,6 +56,6 @@ def marlin_experts(
     if g_idx:
         for name, size in (("w13", hidden), ("w2", shard.intermediate_size)):
             shape = (experts, size if act_order else 0)
-            tensors.append(Stored(f"{name}_g_idx", shape, "int32"))
+            tensors.append(Stored(f"{name}_{names.g_idx}", shape, "int32"))
             tensors.append(Stored(f"{name}_g_idx_sort_indices", shape, "int32"))
     return tuple(tensors)
