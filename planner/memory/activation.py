@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 from planner.engine.config import EngineConfig
+from planner.memory.compiled import CompiledForward
 from planner.memory.forward import Forward
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
@@ -42,7 +43,9 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
     program.stage("inputs")
     v2 = config.model_runner == "v2"
     index = batch_index(program) if v2 else []
-    forward = Forward(model, share, config)
+    forward = forward_of(model, share, config)
+    if isinstance(forward, CompiledForward):
+        forward.write_compilation(program)
     hidden = forward.write(program, attends=False)
     if share.pp_rank == share.pipeline_parallel_size - 1:
         program.stage("sampler")
@@ -60,6 +63,11 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
         program.free(*index)
     program.free(hidden)
     return program
+
+
+def forward_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Forward:
+    """The forward pass as it runs: eager, or compiled piece by piece."""
+    return Forward(model, share, config) if config.enforce_eager else CompiledForward(model, share, config)
 
 
 def _larger(one: Any, other: Any) -> Any:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.engine.config import EngineConfig
-from planner.memory.activation import profile_program
+from planner.memory.activation import forward_of, profile_program
 from planner.memory.allocator import LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
-from planner.memory.forward import Forward
 from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, load_workspaces, runner_buffers, sampler_buffers
@@ -62,7 +61,7 @@ class Boot:
         """
         for size in kv_tensor_bytes:
             self.allocator.allocate(size)
-        self._make(kv_tables(self.config, block_sizes))
+        self._make(kv_tables(self.model, self.config, block_sizes))
         self._autotune()
         if not self.config.enforce_eager:
             self.allocator.empty_cache()
@@ -78,7 +77,7 @@ class Boot:
             return
         program = Program()
         index = batch_index(program) if self.config.model_runner == "v2" else []
-        forward = Forward(self.model, self.share, self.config)
+        forward = forward_of(self.model, self.share, self.config)
         hidden = forward.write(program, attends=self.config.model_runner == "v2")
         if self._last:
             program.free(program.alloc("hidden states of the sampled rows", seq=forward.hidden))
@@ -101,7 +100,7 @@ class Boot:
     def _request_step(self, tokens: int, *, prefill: bool) -> Program:
         program = Program()
         index = batch_index(program)
-        forward = Forward(self.model, self.share, self.config)
+        forward = forward_of(self.model, self.share, self.config)
         if takes_media(self.model, self.config) and self.share.pp_rank == 0:
             program.free(program.alloc("token embeddings", token=forward.hidden))
         hidden = forward.write(program, attends=True)
@@ -117,7 +116,7 @@ class Boot:
         """A dummy batch of one token a request and the dummy sampler (v1/worker/gpu_worker.py:880)."""
         rows = min(self.config.max_num_seqs, self._tokens)
         program = Program()
-        forward = Forward(self.model, self.share, self.config)
+        forward = forward_of(self.model, self.share, self.config)
         hidden = forward.write(program, attends=False)
         if self._last:
             chosen = program.alloc("logits indices", seq=8)

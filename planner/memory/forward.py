@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from planner.engine.config import EngineConfig
 from planner.memory.allocator import ROTARY_TABLE
 from planner.memory.layers import (
+    FP8_CACHE,
     DecoderLayer,
     decoder_layers,
     deepstack_levels,
+    latent_workspace_rows,
     rotary_table,
     takes_media,
     uses_mrope,
@@ -23,7 +25,7 @@ from planner.memory.layers import (
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.program import Program
 from planner.memory.styles import Style, style_of
-from planner.model.modules import Attention, FusedMoE, Linear, StateSpace
+from planner.model.modules import Attention, FusedMoE, Linear, MLAProjection, StateSpace
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
@@ -34,6 +36,7 @@ class Forward:
 
     def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
         self.model = model
+        self.share = share
         self.config = config
         self.item = DTYPE_BYTES[config.dtype]
         self.hidden = model.text.hidden_size * self.item
@@ -162,7 +165,7 @@ class Forward:
         if layer.state_space is not None:
             return self._recurrent(p, layer, layer.state_space)
         if layer.attention is not None and layer.attention.kind == "mla_attention":
-            return self._mla(p, layer, layer.attention)
+            return self._mla(p, layer, layer.attention, attends=attends)
         return self._attention(p, layer, attends=attends)
 
     def _attention(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
@@ -193,9 +196,13 @@ class Forward:
             p.drop(ROTARY_TABLE, constant=self.rotary_bytes)
         if self.mrope:
             held += self._rotate_media(p, query, key, contiguous=layer.has_qk_norm)
+        rounded = (
+            p.alloc("query in 8 bits", token=query // self.item) if self.config.kv_cache_dtype in FP8_CACHE else None
+        )
         output = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
         if attends:
             p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
+        p.free(rounded)
         if gate is not None:
             sigmoid = p.alloc("sigmoid of the gate", token=query)
             product = p.alloc("gated attention output", token=query)
@@ -216,7 +223,7 @@ class Forward:
         p.free(*halves, tables)
         return copies
 
-    def _mla(self, p: Program, layer: DecoderLayer, attention: Attention) -> int:
+    def _mla(self, p: Program, layer: DecoderLayer, attention: Attention, *, attends: bool) -> int:
         """Multi-head latent attention. Without metadata it allocates, and drops, the largest up-projected context.
 
         Source: vLLM 0.26.0 model_executor/layers/mla.py forward, layers/attention/mla_attention.py:707.
@@ -226,6 +233,19 @@ class Forward:
             raise layer.unsupported("latent attention")
         heads = mla.num_heads // self.tp
         rope = attention.head_size - mla.kv_lora_rank
+        held, query = self._latent_projections(p, layer, mla, rope)
+        held.append(query)
+        held.append(p.alloc("normalized latent", token=mla.kv_lora_rank * self.item))
+        output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
+        self._latent_context(p, mla, rope, attends=attends)
+        result = self._linear(p, layer.require("o_proj").name, "attention block output", self.hidden, reduced=True)
+        p.free(output, *held)
+        return result
+
+    def _latent_projections(
+        self, p: Program, layer: DecoderLayer, mla: MLAProjection, rope: int
+    ) -> tuple[list[int], int]:
+        """The latent projections that stay alive beside the query, and the query."""
         held: list[int] = []
         fused = layer.linear("fused_qkv_a_proj")
         if fused is not None:
@@ -236,17 +256,21 @@ class Forward:
             latent = layer.require("kv_a_proj_with_mqa")
             held.append(self._linear(p, latent.name, "latent key and value", sum(latent.output_sizes) * self.item))
             query = layer.require("q_proj")
-        held.append(self._linear(p, query.name, "query", heads * (mla.qk_nope_head_dim + rope) * self.item))
-        held.append(p.alloc("normalized latent", token=mla.kv_lora_rank * self.item))
-        output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
-        rows = latent_workspace_rows(self.config)
-        context = p.alloc(
-            "largest up-projected context", constant=rows * heads * (mla.qk_nope_head_dim + mla.v_head_dim) * self.item
-        )
-        p.free(context)
-        result = self._linear(p, layer.require("o_proj").name, "attention block output", self.hidden, reduced=True)
-        p.free(output, *held)
-        return result
+        size = mla.num_heads // self.tp * (mla.qk_nope_head_dim + rope) * self.item
+        return held, self._linear(p, query.name, "query", size)
+
+    def _latent_context(self, p: Program, mla: MLAProjection, rope: int, *, attends: bool) -> None:
+        heads = mla.num_heads // self.tp
+        up = heads * (mla.qk_nope_head_dim + mla.v_head_dim) * self.item
+        if attends:
+            p.free(
+                p.alloc("up-projected keys and values", token=up),
+                p.alloc("keys", token=heads * (mla.qk_nope_head_dim + rope) * self.item),
+                p.alloc("attention of new tokens", token=heads * mla.v_head_dim * self.item),
+                p.alloc("softmax log-sum-exp", token=4 * heads),
+            )
+        else:
+            p.free(p.alloc("largest up-projected context", constant=latent_workspace_rows(self.config) * up))
 
     def _recurrent(self, p: Program, layer: DecoderLayer, state: StateSpace) -> int:
         """Gated delta net (Qwen3-Next, Qwen3.5). Source: vLLM 0.26.0 layers/mamba/gdn/qwen_gdn_linear_attn.py:829."""
@@ -342,9 +366,3 @@ class Forward:
 
     def _tp(self, linear: Linear) -> int:
         return self.tp if linear.tensor_parallel and linear.parallelism != "replicated" else 1
-
-
-def latent_workspace_rows(config: EngineConfig) -> int:
-    """Tokens of context that MLA's chunked prefill up-projects at once (vLLM mla_attention.py:1688)."""
-    rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * config.block_size), 64 * 1024)
-    return max(rows, config.max_num_seqs * config.block_size)

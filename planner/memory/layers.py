@@ -21,6 +21,9 @@ from planner.model.modules import (
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 
+FP8_CACHE = ("fp8", "fp8_e4m3")
+"""Cache dtypes for which the query is quantized too (vLLM 0.26.0 layers/attention/attention.py:468)."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
@@ -200,7 +203,7 @@ def _deep_gemm_at(model: ModelSpec, share: RankShare, config: EngineConfig) -> D
         return ""
     if any(tensor.dtype.startswith("float8") and tensor.name == "weight" for tensor in share.loaded):
         return "linear"
-    if model.use_mla or config.kv_cache_dtype in ("fp8", "fp8_e4m3"):
+    if model.use_mla or config.kv_cache_dtype in FP8_CACHE:
         return "attention"
     return ""
 
@@ -238,3 +241,9 @@ def _pair(linears: list[Linear]) -> tuple[Linear, Linear] | None:
 def _runs_deep_gemm(capability: tuple[int, int]) -> bool:
     """vLLM 0.26.0 platforms/cuda.py:665 support_deep_gemm."""
     return capability == (9, 0) or capability[0] in (10, 12)
+
+
+def latent_workspace_rows(config: EngineConfig) -> int:
+    """Tokens of context that MLA's chunked prefill up-projects at once (vLLM mla_attention.py:1688)."""
+    rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * config.block_size), 64 * 1024)
+    return max(rows, config.max_num_seqs * config.block_size)

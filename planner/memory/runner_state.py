@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from planner.engine.config import EngineConfig
-from planner.memory.layers import deepstack_levels, takes_media, uses_mrope
+from planner.memory.layers import deepstack_levels, latent_workspace_rows, takes_media, uses_mrope
 from planner.memory.program import LiveTensor
+from planner.model.modules import Attention
 from planner.model.spec import ModelSpec
 from planner.values import DTYPE_BYTES
 
@@ -76,14 +77,19 @@ def load_workspaces(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor,
     return tuple(LiveTensor(f"deepstack input embeddings {level}", bytes_per_token=size) for level in levels)
 
 
-def kv_tables(config: EngineConfig, block_sizes: tuple[int, ...]) -> tuple[LiveTensor, ...]:
+def kv_tables(model: ModelSpec, config: EngineConfig, block_sizes: tuple[int, ...]) -> tuple[LiveTensor, ...]:
     """Made with the KV cache: block tables and slot mappings of each cache group.
 
+    Latent attention adds its chunked-prefill workspace (mla_attention.py:1812).
     Source: vLLM 0.26.0 v1/worker/gpu/model_runner.py:420 and v1/worker/gpu/block_table.py (V2).
     """
-    if config.model_runner != "v2":
-        return ()
     tensors = []
+    latent = next((m for m in model.modules if isinstance(m, Attention) and m.kind == "mla_attention"), None)
+    if latent is not None:
+        size = latent_workspace_rows(config) * latent.head_size * DTYPE_BYTES[config.dtype]
+        tensors.append(LiveTensor("latent context workspace", constant_bytes=size))
+    if config.model_runner != "v2":
+        return tuple(tensors)
     for group, size in enumerate(block_sizes):
         blocks = -(-config.max_model_len // size)
         if size <= _KERNEL_BLOCK_TOKENS:

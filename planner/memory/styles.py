@@ -18,6 +18,11 @@ class Style:
     native_norm: bool = False
     sandwich: bool = False
 
+    @property
+    def pieces(self) -> bool:
+        """Whether the compiled lifetimes are known: a pre-norm decoder."""
+        return not self.sandwich
+
 
 _REBINDS = frozenset(
     {

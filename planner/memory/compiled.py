@@ -1,0 +1,135 @@
+"""One forward pass of a compiled decoder on one rank: what vLLM's piecewise compilation by inductor keeps alive.
+
+The graph is cut at the attention operations. A piece runs from one attention output to the next attention's inputs; its
+arguments stay alive while it runs, its own buffers go with their last use, and norms write new tensors. While a piece is
+compiled, inductor times its kernels on example arguments of full size: those of the embedding kernel, a whole embedding
+table and two hidden states, are often the highest moment of the profile run.
+Source: vLLM 0.26.0 compilation/backends.py, PyTorch 2.11 _inductor/codegen/wrapper.py generate_and_run_autotune_block;
+checked to the byte against boots and allocator records on an H200.
+"""
+
+from __future__ import annotations
+
+from planner.memory.forward import Forward
+from planner.memory.layers import DecoderLayer
+from planner.memory.program import Program
+from planner.model.modules import VocabEmbedding
+
+
+class CompiledForward(Forward):
+    """The same layers as `Forward`, with inductor's lifetimes. Layers of other kinds keep the eager ones."""
+
+    def write(self, program: Program, *, attends: bool) -> int | None:
+        if not self.style.pieces or any(layer.state_space is not None for layer in self.layers):
+            return super().write(program, attends=attends)
+        p = program
+        p.stage("embedding")
+        residual = None if self.kept_embeds else self._embed(p)
+        output: int | None = None
+        for index, layer in enumerate(self.layers):
+            residual, output = self._piece(p, layer, residual, output, first=index == 0, attends=attends)
+        p.free(output)
+        return residual
+
+    def write_compilation(self, program: Program) -> None:
+        """The example arguments of the embedding kernel, where the compiled graph begins with the tokens."""
+        if self.kept_embeds:
+            return
+        rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
+        program.stage("compilation: embedding kernel")
+        program.free(
+            program.alloc("example embedding table", constant=rows),
+            program.alloc("example hidden states", token=self.hidden),
+            program.alloc("example normalized hidden states", token=self.hidden),
+        )
+
+    def _embeddings(self) -> frozenset[str]:
+        return frozenset(m.name for m in self.model.modules if isinstance(m, VocabEmbedding))
+
+    def _piece(
+        self, p: Program, layer: DecoderLayer, residual: int | None, output: int | None, *, first: bool, attends: bool
+    ) -> tuple[int | None, int | None]:
+        """From the last MLP's output to this layer's: the new residual and the new output."""
+        p.stage(f"layer {layer.index}: attention")
+        carried = residual
+        if not first:
+            carried = p.alloc("residual", token=self.hidden)
+        normed = p.alloc("normalized input", token=self.hidden)
+        if not first:
+            p.free(output, residual)
+        mixed, attention = self._mix(p, layer, normed, attends=attends)
+        p.stage(f"layer {layer.index}: {layer.feed_forward_name}")
+        after = p.alloc("residual after attention", token=self.hidden)
+        normed = p.alloc("normalized MLP input", token=self.hidden)
+        p.free(mixed)
+        out = self._compiled_feed_forward(p, layer, normed)
+        p.free(attention, carried)
+        return after, out
+
+    def _mix(self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool) -> tuple[int, int]:
+        """Inputs of the attention operation, its output, and the output projection that begins the next piece."""
+        if layer.attention is not None and layer.attention.kind == "mla_attention":
+            inputs, attention = self._latent_inputs(p, layer, normed, attends=attends)
+            out_layer = layer.require("o_proj")
+        else:
+            inputs, attention = self._attention_inputs(p, layer, normed, attends=attends)
+            found = layer.out_projection
+            if found is None:
+                raise layer.unsupported("attention")
+            out_layer = found
+        p.free(*inputs)
+        return self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True), attention
+
+    def _attention_inputs(
+        self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool
+    ) -> tuple[list[int], int]:
+        qkv_layer = layer.qkv
+        if qkv_layer is None:
+            raise layer.unsupported("attention")
+        query, key = layer.query_size(self.tp) * self.item, layer.key_size(self.tp) * self.item
+        value = layer.value_size(self.tp) * self.item
+        width = query * (2 if qkv_layer.output_gate else 1) + key + value
+        inputs = [self._linear(p, qkv_layer.name, "fused query, key and value", width)]
+        p.free(normed)
+        if self.mrope:
+            tables = [p.alloc(name, token=self.mrope) for name in ("cos", "sin")]
+            inputs += tables
+        inputs += [p.alloc("rotated query", token=query), p.alloc("rotated key", token=key)]
+        attention = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
+        if attends:
+            p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
+        return inputs, attention
+
+    def _latent_inputs(self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool) -> tuple[list[int], int]:
+        mla, attention = layer.mla, layer.attention
+        if mla is None or attention is None:
+            raise layer.unsupported("latent attention")
+        heads, rope = mla.num_heads // self.tp, attention.head_size - mla.kv_lora_rank
+        held, query = self._latent_projections(p, layer, mla, rope)
+        p.free(normed)
+        inputs = [
+            query,
+            p.alloc("normalized latent", token=mla.kv_lora_rank * self.item),
+            p.alloc("rotated key", token=rope * self.item),
+        ]
+        p.free(*held)
+        output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
+        self._latent_context(p, mla, rope, attends=attends)
+        return inputs, output
+
+    def _compiled_feed_forward(self, p: Program, layer: DecoderLayer, normed: int) -> int:
+        if layer.experts is not None:
+            out = self._experts(p, layer, layer.experts)
+            p.free(normed)
+            return out
+        if layer.mlp is None:
+            raise layer.unsupported("feed-forward layers")
+        up, down = layer.mlp
+        width = sum(up.output_sizes) // self._tp(up) * self.item
+        fused = self._linear(p, up.name, "gate and up projection", width)
+        p.free(normed)
+        active = p.alloc("activation", token=down.input_size // self._tp(down) * self.item)
+        p.free(fused)
+        out = self._linear(p, down.name, "MLP output", self.hidden, reduced=True)
+        p.free(active)
+        return out
