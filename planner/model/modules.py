@@ -109,6 +109,8 @@ class QKVLinear(Module):
     """Fused query, key and value (vLLM QKVParallelLinear): KV heads are replicated when tp exceeds them.
 
     `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
+    `index_head_size`: an indexer's queries, one a KV head, and its one replicated key follow in the same weight
+    (MiniMax-M3).
     `whole_unless_divides`: as in `Linear`.
     """
 
@@ -123,6 +125,7 @@ class QKVLinear(Module):
     shard_names: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     tensor_parallel: bool = True
     output_gate: bool = False
+    index_head_size: int = 0
     whole_unless_divides: int | None = None
 
 
@@ -180,7 +183,9 @@ class Attention(Module):
 
     `num_kv_heads` is the whole model's; a rank has max(1, num_kv_heads / tp). `window` is the sliding window or the
     chunk, in tokens. `shares_kv_with` names the layer whose cache it reuses (Gemma-3n, Gemma-4): no cache of its own.
-    For "mla_attention", head_size is kv_lora_rank + qk_rope_head_dim and num_kv_heads is 1.
+    For "mla_attention", head_size is kv_lora_rank + qk_rope_head_dim and num_kv_heads is 1. `registered` False: the
+    layer is no submodule of the model, so that its scales are not among the model's buffers (Transformers backend).
+    `quantizable` False: vLLM passes the layer no quant_config, so that it has no scales to load.
     """
 
     kind: AttentionKind
@@ -193,6 +198,8 @@ class Attention(Module):
     has_sinks: bool = False
     has_rope: bool = True
     softcap: bool = False
+    quantizable: bool = True
+    registered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,10 +215,12 @@ class MLAProjection(Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexerCache(Module):
-    """The key cache of a sparse attention's indexer: one head of `head_size` bytes a token, replicated, a KV layer of
-    its own (vLLM deepseek_v2.py DeepseekV32IndexerCache)."""
+    """The key cache of a sparse attention's indexer: one head of `head_size` elements a token, replicated, a KV layer
+    of its own (vLLM deepseek_v2.py DeepseekV32IndexerCache, models/minimax_m3/common/indexer.py). Its dtype does not
+    follow --kv-cache-dtype; None: the model's."""
 
     head_size: int
+    dtype: DType | None = "uint8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,10 +241,12 @@ class PackedCache(Module):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBuffer(Module):
     """Memory that the model allocates while loading, neither parameter nor buffer: `columns` for each token of a
-    batch (max_num_batched_tokens), shared by all layers. `dtype` None: the model's."""
+    batch (max_num_batched_tokens), shared by all layers. `dtype` None: the model's. `heads`: as many columns again for
+    each head of the rank, which has at least one."""
 
     columns: int
     dtype: DType | None = None
+    heads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

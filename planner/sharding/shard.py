@@ -168,13 +168,15 @@ class _RankBuilder:
         kv_heads = kv_heads_per_rank(module.num_kv_heads, tp)
         head_size_v = module.head_size_v or module.head_size
         query = heads * module.head_size * (2 if module.output_gate else 1)
-        full_query = module.num_heads * module.head_size * (2 if module.output_gate else 1)
+        outputs = [query, kv_heads * module.head_size, kv_heads * head_size_v]
+        if module.index_head_size:
+            outputs += [kv_heads * module.index_head_size, module.index_head_size]
         linear = LinearShard(
             name=module.name,
             input_size=module.hidden_size,
-            output_sizes=(query, kv_heads * module.head_size, kv_heads * head_size_v),
+            output_sizes=tuple(outputs),
             full_input_size=module.hidden_size,
-            full_output_sizes=(full_query, kv_heads * tp * module.head_size, kv_heads * tp * head_size_v),
+            full_output_sizes=tuple(size * tp for size in outputs),
             row_parallel=False,
             dtype=module.dtype or self.config.dtype,
             component=module.component,
@@ -261,7 +263,7 @@ class _RankBuilder:
     def _(self, module: Attention) -> None:
         replicated = module.kind in ("mla_attention", "encoder_only")
         heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
-        scales = self.selector.kv_scales(module, heads)
+        scales = self.selector.kv_scales(module, heads) if module.quantizable else Storage(())
         replaced = {stored.name for stored in scales.after_load}
         buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES if module.registered)
         self._emit(module, Storage(buffers, tuple(stored for stored in buffers if stored.name not in replaced)))
@@ -289,13 +291,14 @@ class _RankBuilder:
             num_kv_heads=1,
             head_size=module.head_size,
             head_size_v=module.head_size,
-            dtype="uint8",
+            dtype=module.dtype or self.config.dtype,
         )
         self.kv_layers.append(spec)
 
     @add.register
     def _(self, module: TokenBuffer) -> None:
-        shape = (self.config.max_num_batched_tokens, module.columns)
+        heads = max(1, module.heads // self.config.tensor_parallel_size)
+        shape = (self.config.max_num_batched_tokens, heads * module.columns)
         self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype, "workspace"),)))
 
     @add.register

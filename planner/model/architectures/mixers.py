@@ -44,7 +44,7 @@ def mamba2_mixer(at: str, layer: int, sizes: Mamba2, *, quantizable: bool = True
     once = sizes.num_groups == 1
     return [
         mamba2_state(at, layer, sizes),
-        _convolution(
+        convolution(
             f"{at}.conv1d",
             layer,
             sizes.kernel,
@@ -62,11 +62,13 @@ def mamba2_mixer(at: str, layer: int, sizes: Mamba2, *, quantizable: bool = True
             quantizable=quantizable,
             replicated_shards=(2, 3) if once else (),
         ),
-        _sharded(f"{at}.A", layer, sizes.num_heads, dtype="float32"),
-        _sharded(f"{at}.D", layer, sizes.num_heads),
-        _sharded(f"{at}.dt_bias", layer, sizes.num_heads),
-        _out_projection(f"{at}.out_proj", layer, sizes.inner_size, sizes.hidden_size, sizes.bias, quantizable),
-        *([_sharded(f"{at}.norm.weight", layer, sizes.inner_size)] if sizes.rms_norm else []),
+        sharded(f"{at}.A", layer, sizes.num_heads, dtype="float32"),
+        sharded(f"{at}.D", layer, sizes.num_heads),
+        sharded(f"{at}.dt_bias", layer, sizes.num_heads),
+        out_projection(
+            f"{at}.out_proj", layer, sizes.inner_size, sizes.hidden_size, bias=sizes.bias, quantizable=quantizable
+        ),
+        *([sharded(f"{at}.norm.weight", layer, sizes.inner_size)] if sizes.rms_norm else []),
     ]
 
 
@@ -118,7 +120,7 @@ def mamba1_mixer(at: str, layer: int, sizes: Mamba1) -> list[Module]:
             ),
             chunk_size=MAMBA1_CHUNK,
         ),
-        _convolution(f"{at}.conv1d", layer, sizes.kernel, (inner,), bias=sizes.conv_bias),
+        convolution(f"{at}.conv1d", layer, sizes.kernel, (inner,), bias=sizes.conv_bias),
         Linear(
             name=f"{at}.in_proj",
             placement=layer,
@@ -128,7 +130,7 @@ def mamba1_mixer(at: str, layer: int, sizes: Mamba1) -> list[Module]:
             bias=sizes.bias,
             quantizable=False,
         ),
-        _out_projection(f"{at}.x_proj", layer, inner, rank + 2 * state, False, False),
+        out_projection(f"{at}.x_proj", layer, inner, rank + 2 * state, quantizable=False),
         Linear(
             name=f"{at}.dt_proj",
             placement=layer,
@@ -139,8 +141,8 @@ def mamba1_mixer(at: str, layer: int, sizes: Mamba1) -> list[Module]:
             quantizable=False,
         ),
         Parameter(name=f"{at}.A", placement=layer, shape=(inner, state), shard_dim=0, dtype="float32"),
-        _sharded(f"{at}.D", layer, inner),
-        _out_projection(f"{at}.out_proj", layer, inner, sizes.hidden_size, sizes.bias, False),
+        sharded(f"{at}.D", layer, inner),
+        out_projection(f"{at}.out_proj", layer, inner, sizes.hidden_size, bias=sizes.bias, quantizable=False),
     ]
     if sizes.norms:
         widths = {"dt_layernorm": rank, "b_layernorm": state, "c_layernorm": state}
@@ -177,7 +179,7 @@ def delta_net(at: str, layer: int, sizes: DeltaNet, *, interleaved: bool) -> lis
     heads = sizes.num_value_heads
     return [
         delta_net_state(at, layer, sizes),
-        _convolution(f"{at}.conv1d", layer, sizes.kernel, (2 * sizes.key_size + sizes.value_size,)),
+        convolution(f"{at}.conv1d", layer, sizes.kernel, (2 * sizes.key_size + sizes.value_size,)),
         Linear(
             name=f"{at}.in_proj_qkvz",
             placement=layer,
@@ -193,10 +195,10 @@ def delta_net(at: str, layer: int, sizes: DeltaNet, *, interleaved: bool) -> lis
             parallelism="column",
             whole_if_quantized=() if interleaved else MARLIN_METHODS,
         ),
-        _sharded(f"{at}.dt_bias", layer, heads),
-        _sharded(f"{at}.A_log", layer, heads, dtype="float32"),
+        sharded(f"{at}.dt_bias", layer, heads),
+        sharded(f"{at}.A_log", layer, heads, dtype="float32"),
         Parameter(name=f"{at}.norm.weight", placement=layer, shape=(sizes.value_head_size,)),
-        _out_projection(f"{at}.out_proj", layer, sizes.value_size, sizes.hidden_size, False, True),
+        out_projection(f"{at}.out_proj", layer, sizes.value_size, sizes.hidden_size),
     ]
 
 
@@ -224,7 +226,7 @@ def short_conv(at: str, layer: int, width: int, kernel: int, *, bias: bool, name
             kind="short_conv",
             states=(State(role="conv", shape=(kernel - 1, width), shard_dim=1),),
         ),
-        _convolution(f"{at}.conv", layer, kernel, (width,), bias=bias),
+        convolution(f"{at}.conv", layer, kernel, (width,), bias=bias),
         Linear(
             name=f"{at}.in_proj",
             placement=layer,
@@ -234,11 +236,11 @@ def short_conv(at: str, layer: int, width: int, kernel: int, *, bias: bool, name
             bias=bias,
             quantizable=False,
         ),
-        _out_projection(f"{at}.out_proj", layer, width, width, bias, False),
+        out_projection(f"{at}.out_proj", layer, width, width, bias=bias, quantizable=False),
     ]
 
 
-def _convolution(
+def convolution(
     name: str,
     layer: int,
     kernel: int,
@@ -262,7 +264,9 @@ def _convolution(
     )
 
 
-def _out_projection(name: str, layer: int, inner: int, hidden: int, bias: bool, quantizable: bool) -> Linear:
+def out_projection(
+    name: str, layer: int, inner: int, hidden: int, *, bias: bool = False, quantizable: bool = True
+) -> Linear:
     return Linear(
         name=name,
         placement=layer,
@@ -274,5 +278,5 @@ def _out_projection(name: str, layer: int, inner: int, hidden: int, bias: bool, 
     )
 
 
-def _sharded(name: str, layer: int, size: int, *, dtype: DType | None = None) -> Parameter:
+def sharded(name: str, layer: int, size: int, *, dtype: DType | None = None) -> Parameter:
     return Parameter(name=name, placement=layer, shape=(size,), shard_dim=0, dtype=dtype)

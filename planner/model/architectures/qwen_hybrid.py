@@ -33,8 +33,13 @@ def qwen3_next(config: ConfigView) -> Architecture:
 def qwen3_5(config: ConfigView) -> Architecture:
     """Qwen3_5ForConditionalGeneration, dense. It builds its language model itself, so that pipelines are allowed."""
     text = text_view(config, "qwen3_5_text")
-    language = _decoder(text, "language_model.", [False] * text.layers(), separate_projections=True)
+    language = qwen3_5_language(text)
     return with_qwen3_tower(config, language, family="Qwen3_5", vision_type="qwen3_5_vision", pipeline_refusal=None)
+
+
+def qwen3_5_language(text: ConfigView, prefix: str = "language_model.") -> Architecture:
+    """Qwen3_5ForCausalLM inside another multimodal model."""
+    return _decoder(text, prefix, [False] * text.layers(), separate_projections=True)
 
 
 def qwen3_5_moe(config: ConfigView) -> Architecture:
