@@ -162,12 +162,14 @@ class VisionSpec(Value):
 
     `family` is the name of vLLM's processing class without its suffix ("Qwen2VL", "Gemma3", ...): rules that only one
     class has are chosen by it. `modalities` are those that vLLM accepts (get_supported_mm_limits), `limits` the most
-    items of one that the class itself allows, where it does.
+    items of one that the class itself allows, where it does. `dropped_with`: the vision tower is not built where each
+    of these is limited to zero (models/interfaces.py:257); None: all visual ones, empty: it is always built.
     """
 
     family: str
     modalities: tuple[Modality, ...]
     limits: tuple[tuple[Modality, int], ...] = ()
+    dropped_with: tuple[Modality, ...] | None = None
     encoder: Encoder | None = None
     image: ImageRule | None = None
     audio_encoder: Encoder | None = None

@@ -166,3 +166,15 @@ def test_siglip_mlp_of_unaligned_width_is_never_quantized():
     ]
     assert {module.quantizable for module in linears if ".mlp." in module.name} == {False}
     assert {module.quantizable for module in linears if ".self_attn." in module.name} == {True}
+
+
+def test_awq_reaches_a_tower_whose_width_it_cannot_divide():
+    model = load("openbmb__MiniCPM-V-4_6-AWQ")
+    with pytest.raises(Rejected, match="The input size is not aligned with the quantized weight shape"):
+        shard(model, configure(model))
+
+
+def test_transformers_backend_keeps_its_tower_without_media():
+    model = load("meta-llama__Llama-3.2-11B-Vision-Instruct")
+    full = shard(model, configure(model)).parameter_bytes
+    assert shard(model, configure(model, limit_mm_per_prompt='{"image": 0}')).parameter_bytes == full
