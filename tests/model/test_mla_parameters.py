@@ -7,7 +7,16 @@ from text_golden import config_of, golden_rows, identity, model_of, parameters, 
 
 from planner.values import Rejected
 
-MLA = ("small/deepseekv1", "DeepSeek-V2-Lite", "deepseek-ai__", "zai-org__", "small/longcat")
+MLA = (
+    "deepseek-ai__DeepSeek-V3",
+    "deepseek-ai__DeepSeek-V3.2",
+    "deepseek-ai__DeepSeek-V4-Flash",
+    "small/deepseekv1",
+    "small/longcat",
+    "small/minicpm3",
+    "zai-org__GLM-4.7-Flash",
+    "zai-org__GLM-5",
+)
 
 
 @pytest.mark.parametrize("row", golden_rows(*MLA), ids=identity)

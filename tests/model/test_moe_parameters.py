@@ -8,10 +8,29 @@ from text_golden import config_of, golden_rows, identity, model_of, parameters, 
 from planner.sharding.rank import RankShare, Tensor
 
 MOE = (
-    "small/qwen2moe", "small/qwen3moe", "small/granitemoe", "small/olmoe", "small/ernie45moe", "small/hunyuanmoe",
-    "small/step3", "small/exaonemoe", "mistralai__Mixtral", "Qwen__Qwen3-30B", "microsoft__Phi-mini-MoE",
-    "XiaomiMiMo__", "MiniMaxAI__", "poolside__", "openai__",
-)  # fmt: skip
+    "MiniMaxAI__MiniMax-M2",
+    "Qwen__Qwen3-30B-A3B",
+    "XiaomiMiMo__MiMo-V2-Flash",
+    "microsoft__Phi-mini-MoE-instruct",
+    "mistralai__Mixtral-8x7B-v0.1",
+    "openai__gpt-oss-20b",
+    "poolside__Laguna-S-2.1-FP8",
+    "small/afmoe",
+    "small/bailing",
+    "small/bailingv2",
+    "small/dbrx",
+    "small/ernie45moe",
+    "small/exaonemoe",
+    "small/flexolmo",
+    "small/granitemoe",
+    "small/granitemoeshared",
+    "small/hunyuanmoe",
+    "small/minimaxm3",
+    "small/olmoe",
+    "small/qwen2moe",
+    "small/qwen3moe",
+    "small/step3",
+)
 
 
 @pytest.mark.parametrize("row", golden_rows(*MOE), ids=identity)
@@ -89,3 +108,11 @@ def test_values_may_be_narrower_than_keys() -> None:
         key: value for key, value in config_of("XiaomiMiMo__MiMo-V2-Flash").items() if key != "quantization_config"
     }
     assert {(layer.head_size, layer.head_size_v) for layer in share(model_of(config)).kv_layers} == {(192, 128)}
+
+
+def test_an_indexer_rides_in_the_attention_projection() -> None:
+    result = small_share("minimaxm3", tp=8)
+    plain, indexed = (_tensor(result, f"layers.{layer}.self_attn.qkv_proj.weight").shape[0] for layer in (0, 4))
+    assert indexed - plain == 2 * 128
+    caches = [layer for layer in result.kv_layers if layer.kind == "mla_attention"]
+    assert [(layer.head_size, layer.dtype) for layer in caches] == [(128, "bfloat16")] * 3

@@ -105,10 +105,12 @@ def small_share(name: str, **kwargs: Any) -> RankShare:
     return share(model_of(config_of(SMALL + name)), **kwargs)
 
 
-def golden_rows(*prefixes: str) -> list[dict[str, str]]:
-    """The rows whose config begins with one of the prefixes."""
+def golden_rows(*configs: str) -> list[dict[str, str]]:
+    """The rows of these configs; a name that ends in "__" stands for every folder of that publisher."""
     with (TESTS / "golden" / "parameters_text.csv").open() as handle:
-        return [row for row in csv.DictReader(handle) if row["config"].startswith(prefixes)]
+        rows = list(csv.DictReader(handle))
+    publishers = tuple(name for name in configs if name.endswith("__"))
+    return [row for row in rows if row["config"] in configs or row["config"].startswith(publishers)]
 
 
 def identity(row: dict[str, str]) -> str:
