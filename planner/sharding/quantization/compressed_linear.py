@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.sharding.quantization import fp8_kernels as kernels
-from planner.sharding.quantization import wna16
+from planner.sharding.quantization import humming, wna16
 from planner.sharding.quantization.base import LinearShard, MoEShard, Storage, Stored
 from planner.sharding.quantization.compressed_args import QuantArgs
 from planner.sharding.quantization.context import Context
-from planner.sharding.quantization.marlin import round_up
 from planner.values import reject
 
 _NAMES = wna16.TensorNames(
@@ -43,15 +42,16 @@ class Wna16:
             k=k, full_k=full_k, n=n, weight_type=wna16.weight_type(bits, zero_points=not weights.symmetric), bits=bits,
             dtype=shard.dtype, group_size=group, zero_points=not weights.symmetric, has_g_idx=weights.act_order,
         )  # fmt: skip
-        kernel = wna16.choose_kernel(problem, self.context)
         size = full_k if group == -1 else group
         repeats = weights.act_order or (group == -1 and k != full_k)
         if not repeats and k % size:
             raise reject(
                 "quantization_alignment",
-                f"Weight input_size_per_partition = {k} of layer {self.layer} is not divisible by group_size = {size}. "
-                "Consider reducing tensor_parallel_size.",
+                f"Weight input_size_per_partition={k} for layer '{self.layer}' is not divisible by group_size={size}. "
+                "This happens when tensor_parallel_size splits the layer input into shards that are not a whole "
+                "number of quant groups. Consider reducing tensor_parallel_size.",
             )
+        kernel = wna16.choose_kernel(problem, self.context)
         groups = (full_k if repeats else k) // size
         created = [
             Stored("weight_packed", (n, -(-k * bits // 32)), "int32"),
@@ -100,7 +100,9 @@ class Fp8:
 
     def _after_load(self, shard: LinearShard, scale: Stored) -> kernels.Loaded:
         if self.weight_only or kernels.uses_marlin(self.context):
-            return humming_after_load(shard, scale, bits=8), None
+            if self.weights.block is not None:
+                return humming.block_after_load(shard.output_size, shard.input_size, self.weights.block), None
+            return humming.linear_after_load(shard.output_size, shard.input_size, 1, bits=8, dtype=shard.dtype), None
         if self.weights.block is not None:
             return kernels.block_after_load(shard, self.context, self.weights.block, scale)
         if self.weights.strategy == "channel":
@@ -109,20 +111,6 @@ class Fp8:
 
     def moe(self, shard: MoEShard) -> Storage:
         raise AssertionError("experts have schemes of their own")
-
-
-def humming_after_load(shard: LinearShard, scale: Stored, *, bits: int) -> tuple[Stored, ...]:
-    """Humming's layout: outputs padded to 256 and inputs to 128, scales in the model's dtype, 1024 locks.
-
-    Source: vLLM 0.26.0 quantization/utils/humming_utils.py:438 prepare_humming_layer; not measured.
-    """
-    n, k = round_up(shard.output_size, 256), round_up(shard.input_size, 128)
-    groups = scale.shape[1] if len(scale.shape) == 2 else 1
-    return (
-        Stored("weight", (k // 16, n * 16 * bits // 32), "int32"),
-        Stored("weight_scale", (groups, n), shard.dtype),
-        Stored("locks", (1024,), "int32", "buffer"),
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Context:
     sm_count: int
     dtype: DType
     tensor_parallel_size: int
-    expert_parallel_size: int
+    enable_lora: bool
     names: PackedNames
     model_type: str
     env: Mapping[str, str]
@@ -39,21 +39,15 @@ class Context:
         """vLLM's capability family: 100 for 10.x, 120 for 12.x (platforms is_device_capability_family)."""
         return self.capability // 10 * 10
 
-    @property
-    def has_fp8(self) -> bool:
-        """CUDA platforms' supports_fp8 (vLLM 0.26.0 platforms/cuda.py): native FP8 from 8.9."""
-        return self.capability >= 89
-
 
 def context_of(model: ModelSpec, config: EngineConfig) -> Context:
     major, minor = config.compute_capability
-    group = config.tensor_parallel_size * config.data_parallel_size
     return Context(
         capability=major * 10 + minor,
         sm_count=config.sm_count or 0,
         dtype=config.dtype,
         tensor_parallel_size=config.tensor_parallel_size,
-        expert_parallel_size=group if config.enable_expert_parallel else 1,
+        enable_lora=config.enable_lora,
         names=model.names,
         model_type=model.model_type,
         env=dict(config.env),

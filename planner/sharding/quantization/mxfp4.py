@@ -122,7 +122,9 @@ class Mxfp4Experts:
 
 
 def gpt_oss_backend(context: Context) -> Backend:
-    """select_mxfp4_moe_backend: TRT-LLM on 10.x, Triton's kernels on 9.0, Marlin elsewhere."""
+    """select_mxfp4_moe_backend: TRT-LLM on 10.x, Triton's kernels on 9.0, Marlin elsewhere and with LoRA."""
+    if context.enable_lora:
+        return "marlin"
     if context.family == 100:
         return "trtllm"
     return "triton" if context.capability == 90 else "marlin"

@@ -1,7 +1,7 @@
-"""Quantization while loading: 16-bit checkpoints become FP8, MXFP8 or INT8 layer by layer.
+"""Quantization while loading: 16-bit checkpoints become FP8, MXFP8, INT8 or NVFP4 layer by layer.
 
 vLLM creates these weights on the meta device, so what counts as created never occupies the card.
-Source: vLLM 0.26.0 layers/quantization/online/{base,fp8,mxfp8,int8,moe_base}.py, config/quantization.py:142.
+Source: vLLM 0.26.0 layers/quantization/online/{base,fp8,mxfp8,int8,nvfp4,moe_base}.py, config/quantization.py:142.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from planner.sharding.quantization import fp8_moe, mxfp8
 from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
 from planner.sharding.quantization.context import BaseSelector, Context, LinearModule
 from planner.sharding.quantization.marlin import round_up
+from planner.sharding.quantization.nvfp4 import MODELOPT, Nvfp4
 from planner.values import reject
 
 _BLOCK = (128, 128)
@@ -103,6 +104,26 @@ class OnlineInt8Experts:
         return Storage(_full_precision(shard), loaded)
 
 
+@dataclass(frozen=True, slots=True)
+class OnlineNvfp4Experts:
+    """NVFP4 experts on 10.x; linear layers stay 16 bit."""
+
+    context: Context
+    name: str = "nvfp4_online"
+
+    def linear(self, shard: LinearShard) -> Storage:
+        return UNQUANTIZED.linear(shard)
+
+    def moe(self, shard: MoEShard) -> Storage:
+        if self.context.family != 100:
+            raise reject(
+                "quantization_capability",
+                "nvfp4_per_token online quantization requires a Blackwell (SM100) GPU.",
+            )
+        quantized = Nvfp4(self.context, MODELOPT, use_a16=False).moe(shard)
+        return Storage(_full_precision(shard), quantized.after_load)
+
+
 class OnlineSelector(BaseSelector):
     """Every linear layer and every layer's experts, None: that kind stays 16 bit."""
 
@@ -130,6 +151,8 @@ def select(model: ModelSpec, method: str, context: Context) -> OnlineSelector:
         return OnlineSelector(context, OnlineMxfp8(context), OnlineMxfp8(context))
     if method in ("int8_per_channel_weight_only", "experts_int8"):
         return OnlineSelector(context, None, OnlineInt8Experts(context))
+    if method == "nvfp4_per_token":
+        return OnlineSelector(context, None, OnlineNvfp4Experts(context))
     raise UnsupportedError("quantization", f"online quantization {method} is not supported by this planner")
 
 

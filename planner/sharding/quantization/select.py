@@ -14,7 +14,15 @@ from planner.sharding.quantization.base import Scheme, Storage
 from planner.sharding.quantization.context import BaseSelector, Context, QuantizableModule, context_of
 
 _HOME = "planner.sharding.quantization"
-_ONLINE = ("fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "experts_int8")
+_ONLINE = (
+    "fp8_per_tensor",
+    "fp8_per_block",
+    "fp8_per_channel",
+    "int8_per_channel_weight_only",
+    "experts_int8",
+    "nvfp4_per_token",
+)
+_KERNEL_SWITCHES = ("VLLM_MARLIN_INPUT_DTYPE", "VLLM_DISABLED_KERNELS", "VLLM_BATCH_INVARIANT")
 _CHECKPOINT_METHODS = {
     "auto_awq": "awq", "awq": "awq", "awq_marlin": "awq",
     "auto_gptq": "gptq", "gptq": "gptq", "gptq_marlin": "gptq",
@@ -45,6 +53,9 @@ def selector_for(model: ModelSpec, config: EngineConfig) -> Selector:
     method = config.quantization
     if method is None:
         return BaseSelector(context)
+    for switch in _KERNEL_SWITCHES:
+        if context.env.get(switch, "0") not in ("0", ""):
+            raise UnsupportedError("quantization", f"{switch} changes quantized layers in ways not known here")
     if method in _ONLINE or (method == "mxfp8" and model.quantization is None):
         from planner.sharding.quantization.online import select as select_online
 

@@ -1,8 +1,8 @@
 """Integer weights with 16-bit activations: which kernel a linear layer gets, and what it keeps after repacking.
 
 Source: vLLM 0.26.0 model_executor/kernels/linear/__init__.py:396 (_POSSIBLE_KERNELS for CUDA) and
-kernels/linear/mixed_precision/*.py. Conch and Humming need packages that vLLM does not install; they are taken as
-absent. CUTLASS W4A8 serves FP8 activations only.
+kernels/linear/mixed_precision/*.py. Conch needs a package that vLLM does not install and is taken as absent; CUTLASS
+W4A8 serves FP8 activations only.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.sharding.quantization import marlin
+from planner.sharding.quantization import humming, marlin
 from planner.sharding.quantization.base import Stored
 from planner.sharding.quantization.context import Context
 from planner.sharding.quantization.marlin import padded_nk, round_up
 from planner.sharding.rank import TensorRole
 from planner.values import DType, reject
 
-Kernel = Literal["machete", "allspark", "marlin", "exllama", "triton"]
+Kernel = Literal["machete", "allspark", "marlin", "exllama", "triton", "humming"]
 WeightType = Literal["uint4", "uint8", "uint4b8", "uint8b128", "other"]
 
 _TRITON_GROUPS = (-1, 32, 64, 128, 256)
@@ -63,6 +63,7 @@ def choose_kernel(problem: Problem, context: Context) -> Kernel:
     """The first kernel in vLLM's order that can run the layer. Raises Rejected when none can."""
     for kernel, can_run in (
         ("machete", _machete), ("allspark", _allspark), ("marlin", _marlin), ("exllama", _exllama), ("triton", _triton),
+        ("humming", _humming),
     ):  # fmt: skip
         if can_run(problem, context):
             return kernel  # type: ignore[return-value]
@@ -93,6 +94,10 @@ def after_load(
         tensors[names.scale] = Stored(names.scale, (1, rows), problem.dtype)
     elif kernel == "exllama":
         _exllama_loaded(problem, names, tensors)
+    elif kernel == "humming":
+        return humming.linear_after_load(
+            problem.n, problem.k, groups, bits=problem.bits, dtype=problem.dtype, zero_points=problem.zero_points
+        ), None
     return tuple(tensors.values()), None
 
 
@@ -153,6 +158,12 @@ def _triton(problem: Problem, context: Context) -> bool:
         and (problem.group_size in _TRITON_GROUPS or problem.group_size == problem.full_k)
         and problem.k % group == 0
     )
+
+
+def _humming(problem: Problem, context: Context) -> bool:
+    """Takes any width from 2 to 8 bits; groups that straddle the split fail its own checks while loading."""
+    whole = problem.group_size == -1 or problem.k % problem.group_size == 0
+    return context.capability >= 75 and not problem.has_g_idx and whole
 
 
 def _after_marlin(
