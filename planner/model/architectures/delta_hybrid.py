@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import assemble
@@ -29,6 +29,7 @@ from planner.model.modules import (
     VocabEmbedding,
 )
 from planner.model.rope import rope_parameters, rotary_cache
+from planner.values import DTYPE_BYTES, DType
 
 
 def kimi_linear(config: ConfigView) -> Architecture:
@@ -137,7 +138,7 @@ def olmo_hybrid(config: ConfigView) -> Architecture:
     for layer, recurrent in enumerate(_olmo_layers(config)):
         at = f"model.layers.{layer}"
         if recurrent:
-            modules += _olmo_delta(f"{at}.linear_attn", layer, net)
+            modules += _olmo_delta(f"{at}.linear_attn", layer, net, _stated_dtype(config))
             norms = ("input_layernorm", "post_attention_layernorm")
         else:
             modules += _olmo_attention(f"{at}.self_attn", layer, heads, rope, dims.max_position_embeddings)
@@ -199,7 +200,13 @@ def _olmo_rope(config: ConfigView) -> Mapping[str, Any] | None:
     return parameters if parameters.get("rope_theta") is not None else None
 
 
-def _olmo_delta(at: str, layer: int, sizes: DeltaNet) -> list[Module]:
+def _stated_dtype(config: ConfigView) -> DType | None:
+    """The checkpoint's dtype, in which the gated norm stays whatever dtype is served (olmo_gdn_linear_attn.py:256)."""
+    named = str(config.raw("dtype") or config.raw("torch_dtype") or "").removeprefix("torch.")
+    return cast(DType, named) if named in DTYPE_BYTES else None
+
+
+def _olmo_delta(at: str, layer: int, sizes: DeltaNet, norm_dtype: DType | None) -> list[Module]:
     """OlmoHybridGatedDeltaNetAttention: beta and alpha stay apart, A_log has the model's dtype."""
     heads, hidden = sizes.num_value_heads, sizes.hidden_size
 
@@ -216,7 +223,7 @@ def _olmo_delta(at: str, layer: int, sizes: DeltaNet) -> list[Module]:
         convolution(f"{at}.conv1d", layer, sizes.kernel, (2 * sizes.key_size + sizes.value_size,)),
         sharded(f"{at}.dt_bias", layer, heads),
         sharded(f"{at}.A_log", layer, heads),
-        *norm(f"{at}.o_norm", sizes.value_head_size, layer),
+        *norm(f"{at}.o_norm", sizes.value_head_size, layer, dtype=norm_dtype),
         out_projection(f"{at}.o_proj", layer, sizes.value_size, hidden),
     ]
 

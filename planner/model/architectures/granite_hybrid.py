@@ -172,7 +172,11 @@ def falcon_h1(config: ConfigView) -> Architecture:
             quantizable=False,
         )
     )
-    return Architecture(modules=tuple(modules), text=dims, tie_word_embeddings=tied, is_hybrid=True)
+    # The last stage has no embedding to tie its head to.
+    refusal = "'PPMissingLayer' object has no attribute 'weight'" if tied else None
+    return Architecture(
+        modules=tuple(modules), text=dims, tie_word_embeddings=tied, is_hybrid=True, pipeline_refusal=refusal
+    )
 
 
 def _multipliers(name: str, layer: int, sizes: Mamba2) -> Buffer:
