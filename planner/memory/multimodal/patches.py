@@ -1,6 +1,6 @@
 """Images that keep their shape: Qwen-VL's smart_resize and its relatives, from pixels to patches to tokens.
 
-Source: transformers 5.14.1 models/qwen2_vl/image_processing_qwen2_vl.py:62, models/qwen3_vl/video_processing_qwen3_vl.py:35;
+Source: transformers 5.14.1 models/qwen2_vl/image_processing_qwen2_vl.py:62, qwen3_vl/video_processing_qwen3_vl.py:35;
 vLLM 0.26.0 model_executor/models/qwen2_vl.py:840-1070, qwen3_vl.py:867-960, multimodal/video.py:1178-1270.
 """
 
@@ -29,10 +29,12 @@ class Bounds:
     high: int
 
 
-def smart_resize(height: int, width: int, factor: int, bounds: Bounds, frames: int = 1, temporal: int = 1) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, factor: int, bounds: Bounds, frames: int = 1, temporal: int = 1
+) -> tuple[int, int]:
     """Height and width as multiples of `factor` whose area (times the frames) lies within the bounds.
 
-    InputError for an aspect ratio above 200, which the processor refuses. Python's round is banker's rounding, as there.
+    InputError for an aspect ratio above 200, which the processor refuses. Halves round to even, as there.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InputError(f"a {width}x{height} image: the absolute aspect ratio must be smaller than 200")
@@ -83,6 +85,12 @@ class PatchRule:
         high, wide = smart_resize(height, width, self.factor, self.image_bounds)
         return self._item("image", 1, high, wide)
 
+    def squares(self, sides: tuple[int, ...]) -> tuple[MediaItem, ...]:
+        """Square images of so many patches a side, as far as the bounds allow them."""
+        bounds, size = self.image_bounds, self.rule.patch_size
+        allowed = (side * size for side in sides if bounds.low <= (side * size) ** 2 <= bounds.high)
+        return tuple(self.image(pixels, pixels) for pixels in allowed)
+
     def video(self, width: int, height: int, frames: int) -> MediaItem:
         """A video of `frames` sampled frames."""
         high, wide = self._frame(width, height, frames, self.video_bounds)
@@ -113,6 +121,13 @@ class PatchRule:
         tokens = self._accounted(most, high, wide, self.image_bounds)
         dummy = self.video(min(wide, width or wide), min(high, height or high), min(most, frames or most))
         return LargestItem(modality="video", max_tokens=tokens, item=dummy)
+
+    def longest_video(self, max_tokens: int) -> MediaItem:
+        """The longest video of the largest frames that has at most `max_tokens`: what a request can really bring."""
+        if self.rule.video_pixels == "total":
+            return self._largest_total_video(None, None, None).item
+        high, wide = most_features(self.factor, self.video_bounds.high)
+        return self.video(wide, high, min(self._frames_within(max_tokens, wide, high), _LOADER_FRAMES[1]))
 
     def _largest_total_video(self, frames: int | None, width: int | None, height: int | None) -> LargestItem:
         temporal = self.rule.temporal_patch_size

@@ -1,0 +1,204 @@
+"""The encoder's run over a batch of media on one rank: at startup where vLLM profiles it, and while serving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planner.engine.config import EngineConfig
+from planner.errors import UnsupportedError
+from planner.memory.linear import CUBLAS, CUBLASLT, CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes, linear_runs
+from planner.memory.multimodal.budget import encoder_budget
+from planner.memory.multimodal.flash_splits import flash_splits
+from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
+from planner.memory.multimodal.tower import Tower, TowerRun
+from planner.memory.program import Program
+from planner.model.modules import Linear, QKVLinear
+from planner.model.spec import ModelSpec
+from planner.model.vision_spec import DynamicPatches, Encoder, VisionSpec
+from planner.releases.choose import release_for
+from planner.sharding.rank import RankShare
+from planner.values import DTYPE_BYTES
+
+_QWEN = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5")
+_HOPPER_SM_COUNT = 132
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """What a profiled batch leaves alive: handles of its input and its embeddings, to free after the language model."""
+
+    handles: tuple[int, ...]
+
+
+def encoder_program(
+    model: ModelSpec, share: RankShare, config: EngineConfig, items: Sequence[MediaItem], *, warm: bool = True
+) -> Program:
+    """One embed_multimodal call over `items`, its input included. Stage.bytes(0, 0) gives bytes: nothing scales.
+
+    `warm`: the kernels' workspaces exist already, as they do while serving. Raises UnsupportedError for towers whose
+    forward pass is not known here.
+    """
+    program = Program()
+    batch = _write(program, model, share, config, items, warm=warm)
+    program.free(*batch.handles)
+    return program
+
+
+def encoder_peak_bytes(model: ModelSpec, share: RankShare, config: EngineConfig, items: Sequence[MediaItem]) -> int:
+    """The highest moment of one call over `items`, input included, beyond what a serving rank holds anyway."""
+    if not items:
+        return 0
+    stages = encoder_program(model, share, config, items).stages()
+    return max(int(stage.bytes(0, 0)) for stage in stages)
+
+
+def profiles_encoder(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
+    """Whether the profile run of this rank encodes a dummy batch.
+
+    The V1 runner does on every rank; the V2 runner of 0.26.0 never does, that of 0.33.0 on the first pipeline stage.
+    Source: vLLM 0.26.0 v1/worker/gpu_model_runner.py:6364, v1/worker/gpu/model_runner.py:673; 0.33.0
+    v1/worker/gpu/model_runner.py:1022.
+    """
+    if model.vision is None or config.skip_mm_profiling:
+        return False
+    if config.model_runner == "v1":
+        return True
+    return release_for(config.vllm_version).release.v2_profiles_encoder and share.pp_rank == 0
+
+
+def profiled_encoder(program: Program, model: ModelSpec, share: RankShare, config: EngineConfig) -> EncodedBatch | None:
+    """Write the profile run's dummy batch into `program`, before the language model's run.
+
+    Its embeddings, and under the V1 runner its input, stay until the run ends: free `handles` then. None where nothing
+    is profiled. Source: vLLM 0.26.0 v1/worker/gpu_model_runner.py:6364-6440.
+    """
+    if not profiles_encoder(model, share, config):
+        return None
+    batch = encoder_budget(model, config).profiled_batch
+    if batch is None:
+        return None
+    largest, count = batch
+    return _write(program, model, share, config, [largest.item] * count, warm=False)
+
+
+def _write(
+    program: Program,
+    model: ModelSpec,
+    share: RankShare,
+    config: EngineConfig,
+    items: Sequence[MediaItem],
+    *,
+    warm: bool,
+) -> EncodedBatch:
+    vision = model.vision
+    if vision is None:
+        raise UnsupportedError("encoder", "a text model has no encoder")
+    item = DTYPE_BYTES[config.dtype]
+    program.stage("media input")
+    pixels = program.alloc("pixel values", constant=sum(entry.input_values for entry in items) * item)
+    if not warm:
+        program.keep(CUBLAS, constant=cublas_workspace_bytes(config.compute_capability))
+        program.keep(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
+    if config.mm_encoder_tp_mode == "data" and config.tensor_parallel_size > 1:
+        embeddings = _data_parallel(program, model, share, config, items, item)
+    else:
+        embeddings = _run_tower(program, model, share, config, items, config.tensor_parallel_size)
+    if config.model_runner == "v1":
+        return EncodedBatch((pixels, embeddings))
+    program.free(pixels)
+    return EncodedBatch((embeddings,))
+
+
+def _data_parallel(
+    p: Program, model: ModelSpec, share: RankShare, config: EngineConfig, items: Sequence[MediaItem], item: int
+) -> int:
+    """Each rank encodes its share of the items; the fullest rank's is written. All ranks' embeddings are gathered.
+
+    Source: vLLM 0.26.0 model_executor/models/vision.py:330 get_load_balance_assignment, :395
+    run_dp_sharded_mrope_vision_model.
+    """
+    ranks = config.tensor_parallel_size
+    loads: list[list[MediaItem]] = [[] for _ in range(ranks)]
+    for entry in sorted(items, key=lambda entry: entry.patches, reverse=True):
+        min(loads, key=lambda load: sum(other.patches for other in load)).append(entry)
+    fullest = max(loads, key=lambda load: sum(entry.patches for entry in load))
+    local = p.alloc("pixel values of this rank", constant=sum(entry.input_values for entry in fullest) * item)
+    own = _run_tower(p, model, share, config, fullest, 1)
+    width = _output_size(model.vision)
+    gathered = p.alloc(
+        "embeddings of all ranks", constant=ranks * sum(entry.tokens for entry in fullest) * width * item
+    )
+    p.free(local, own)
+    return gathered
+
+
+def _run_tower(
+    p: Program, model: ModelSpec, share: RankShare, config: EngineConfig, items: Sequence[MediaItem], tp: int
+) -> int:
+    vision = model.vision
+    assert vision is not None
+    if vision.family in _QWEN and isinstance(vision.image, DynamicPatches) and vision.encoder is not None:
+        encoder, image = vision.encoder, vision.image
+        run = TowerRun(p, _tower(model, share, config, encoder, items, tp), sum(entry.patches for entry in items))
+        levels = encoder.deepstack_levels
+        merger = QwenMerger(
+            merge=image.merge_size,
+            output=encoder.output_size // (1 + levels),
+            deepstack=levels,
+            windowed=encoder.window_pixels is not None,
+            position_table=encoder.max_positions > 0,
+        )
+        return write_qwen(run, merger, items)
+    raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
+
+
+def _tower(
+    model: ModelSpec, share: RankShare, config: EngineConfig, encoder: Encoder, items: Sequence[MediaItem], tp: int
+) -> Tower:
+    """The encoder's sizes in vLLM's terms. Attention is FlashAttention from compute capability 8.0 on, for 16-bit
+    heads of a multiple of 8 up to 256 (vLLM 0.26.0 platforms/cuda.py:495, v1/attention/backends/flash_attn.py:168)."""
+    flash = (
+        config.compute_capability >= (8, 0)
+        and config.dtype != "float32"
+        and encoder.head_size % 8 == 0
+        and encoder.head_size <= 256
+    )
+    return Tower(
+        hidden=encoder.hidden_size,
+        heads=encoder.num_heads,
+        head_size=encoder.head_size,
+        inner=encoder.intermediate_size,
+        layers=encoder.num_layers,
+        tp=tp,
+        item=DTYPE_BYTES[config.dtype],
+        gated=encoder.mlp_shards == 2,
+        fused_residual=encoder.window_pixels is not None,
+        gathers_qkv=model.vision is not None and model.vision.family == "Qwen2VL",
+        rotary_size=encoder.head_size // 2,
+        flash=flash,
+        splits=_splits(config, encoder, items, tp) if flash and config.compute_capability[0] == 9 else 1,
+        quantized_inputs=_quantizes_inputs(model, share, config),
+    )
+
+
+def _splits(config: EngineConfig, encoder: Encoder, items: Sequence[MediaItem], tp: int) -> int:
+    longest = max(-(-entry.patches // entry.sequences) for entry in items)
+    sequences = sum(entry.sequences for entry in items)
+    sm_count = config.sm_count or _HOPPER_SM_COUNT
+    return flash_splits(encoder.num_heads // tp, encoder.head_size, longest, sequences, sm_count)
+
+
+def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
+    runs = linear_runs(model, share, config)
+    return any(
+        runs[module.name].kind == "fp8"
+        for module in model.modules
+        if module.component == "vision_tower" and isinstance(module, Linear | QKVLinear)
+    )
+
+
+def _output_size(vision: VisionSpec | None) -> int:
+    encoder = None if vision is None else vision.encoder
+    return 0 if encoder is None else encoder.output_size

@@ -1,0 +1,110 @@
+"""What requests with media cost: tokens of their prompts, and the encoder's peak while they are served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from planner.engine.config import EngineConfig
+from planner.memory.multimodal.budget import EncoderBudget, encoder_budget
+from planner.memory.multimodal.encoder import encoder_peak_bytes
+from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.kwargs import processor_kwargs
+from planner.memory.multimodal.media import active_modalities, item_limit, media_item, worst_items
+from planner.model.spec import ModelSpec
+from planner.model.vision_spec import Modality, VisionSpec
+from planner.sharding.rank import RankShare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaWorkload:
+    """What each of `requests` concurrent requests brings. Sizes are (width, height) in pixels before resizing."""
+
+    requests: int = 1
+    images: int = 0
+    image_size: tuple[int, int] = (1024, 1024)
+    videos: int = 0
+    video_seconds: float = 0.0
+    video_size: tuple[int, int] = (1280, 720)
+    sounds: int = 0
+    sound_seconds: float = 0.0
+
+
+def workload_items(
+    vision: VisionSpec, config: EngineConfig, workload: MediaWorkload
+) -> tuple[tuple[MediaItem, int], ...]:
+    """The kinds of items of one request with their counts. Raises InputError for what the model does not take."""
+    kwargs = processor_kwargs(config.mm_processor_kwargs)
+    found: list[tuple[MediaItem, int]] = []
+    if workload.images:
+        width, height = workload.image_size
+        found.append((media_item(vision, "image", width=width, height=height, kwargs=kwargs), workload.images))
+    if workload.videos:
+        width, height = workload.video_size
+        seconds = workload.video_seconds
+        video = media_item(vision, "video", width=width, height=height, seconds=seconds, kwargs=kwargs)
+        found.append((video, workload.videos))
+    if workload.sounds:
+        sound = media_item(vision, "audio", seconds=workload.sound_seconds, kwargs=kwargs)
+        found.append((sound, workload.sounds))
+    return tuple(found)
+
+
+def workload_tokens(model: ModelSpec, config: EngineConfig, workload: MediaWorkload) -> int:
+    """Tokens that one request's media add to its prompt; 0 for a text model without media."""
+    if model.vision is None:
+        return 0
+    return sum(item.prompt_tokens * count for item, count in workload_items(model.vision, config, workload))
+
+
+def encoder_runtime_peak_bytes(
+    model: ModelSpec, share: RankShare, config: EngineConfig, workload: MediaWorkload | None = None
+) -> int:
+    """The encoder's peak in the fullest step that the scheduler can form, input included.
+
+    With a workload: as many items of its concurrent requests as the encoder budget takes, those left out that
+    `refused_items` names. Without: the worst batch
+    that limits and budget allow. Items of one modality are encoded together. Source: vLLM 0.26.0
+    v1/core/sched/scheduler.py:1388 _try_schedule_encoder_inputs, v1/worker/gpu/mm/encoder_runner.py:55.
+    """
+    if model.vision is None or not active_modalities(model.vision, config):
+        return 0
+    budget = encoder_budget(model, config)
+    batches = _batches(model.vision, config, budget, workload)
+    return max((encoder_peak_bytes(model, share, config, batch) for batch in batches), default=0)
+
+
+def _batches(
+    vision: VisionSpec, config: EngineConfig, budget: EncoderBudget, workload: MediaWorkload | None
+) -> Iterator[Sequence[MediaItem]]:
+    if workload is None:
+        for item in worst_items(vision, config, budget.tokens):
+            limit = config.max_num_seqs * item_limit(vision, config, item.modality)
+            yield _batch(item, limit, budget.tokens)
+        return
+    refused = {modality for modality, _ in refused_items(vision, config, budget, workload)}
+    for item, count in workload_items(vision, config, workload):
+        if item.modality not in refused:
+            requests = min(workload.requests, config.max_num_seqs)
+            yield _batch(item, count * requests, budget.tokens)
+
+
+def _batch(item: MediaItem, limit: int, budget_tokens: int) -> list[MediaItem]:
+    return [item] * max(1, min(limit, budget_tokens // max(item.tokens, 1)))
+
+
+def refused_items(
+    vision: VisionSpec, config: EngineConfig, budget: EncoderBudget, workload: MediaWorkload
+) -> tuple[tuple[Modality, str], ...]:
+    """Why vLLM would refuse a request of this workload, by modality: a count above the limit, or an item above the
+    encoder cache (vLLM 0.26.0 multimodal/processing/context.py:409, v1/engine/input_processor.py:459)."""
+    refused: list[tuple[Modality, str]] = []
+    for item, count in workload_items(vision, config, workload):
+        limit = item_limit(vision, config, item.modality)
+        if count > limit:
+            refused.append((item.modality, f"At most {limit} {item.modality}(s) may be provided in one prompt."))
+        elif item.tokens > budget.tokens:
+            refused.append(
+                (item.modality, f"one {item.modality} has {item.tokens} embeddings, the cache {budget.tokens}")
+            )
+    return tuple(refused)
