@@ -24,7 +24,7 @@ from planner.model.modules import Buffer, Module
 from planner.model.vision_spec import AudioFrames, Encoder, VisionSpec
 
 _CHUNK_FRAMES = 3000
-_THINKER_PREFIXES = (
+THINKER_PREFIXES = (
     ("thinker.lm_head.", "language_model.lm_head."),
     ("thinker.model.", "language_model.model."),
     ("thinker.", ""),
@@ -42,8 +42,8 @@ def qwen2_audio(config: ConfigView) -> Architecture:
     spec = VisionSpec(
         family="Qwen2Audio",
         modalities=("audio",),
-        audio_encoder=_encoder(audio, text.text.hidden_size),
-        audio=_frames(audio),
+        audio_encoder=audio_encoder(audio, text.text.hidden_size),
+        audio=audio_frames(audio),
     )
     return multimodal(text, as_tower(tower, "audio_tower"), vision=spec)
 
@@ -55,7 +55,7 @@ def qwen2_5_omni(config: ConfigView) -> Architecture:
         thinker.section("audio_config", "qwen2_5_omni_audio_encoder"),
         thinker.section("vision_config", "qwen2_5_omni_vision_encoder"),
     )
-    text = llama.qwen2(_thinker_text(config, thinker, "qwen2_5_omni_text"), "language_model.")
+    text = llama.qwen2(thinker_text(config, thinker, "qwen2_5_omni_text"), "language_model.")
     width = audio.size("d_model")
     tower = _whisper_stem(audio)
     tower.append(_sinusoids(audio))
@@ -67,14 +67,14 @@ def qwen2_5_omni(config: ConfigView) -> Architecture:
         modalities=("audio", "image", "video"),
         encoder=qwen2_5_encoder(vision),
         image=frame_patches(config, vision),
-        audio_encoder=_encoder(audio, audio.size("output_dim")),
-        audio=_frames(audio),
+        audio_encoder=audio_encoder(audio, audio.size("output_dim")),
+        audio=audio_frames(audio),
     )
     return multimodal(
         text,
         as_tower(tower, "audio_tower") + qwen2_5_vision_tower(vision),
         vision=spec,
-        prefixes=_THINKER_PREFIXES,
+        prefixes=THINKER_PREFIXES,
         fused={"attn.qkv": ("attn.q", "attn.k", "attn.v")},
     )
 
@@ -83,11 +83,11 @@ def qwen3_asr(config: ConfigView) -> Architecture:
     """Qwen3ASRForConditionalGeneration: Qwen3-Omni's audio encoder, a dense Qwen3 decoder."""
     thinker = config.section("thinker_config", "qwen3_asr_thinker")
     audio = thinker.section("audio_config", "qwen3_omni_moe_audio_encoder")
-    text = llama.qwen3(_thinker_text(config, thinker, "qwen3"), "language_model.")
-    encoder = _encoder(audio, audio.size("output_dim"))
-    spec = VisionSpec(family="Qwen3ASR", modalities=("audio",), audio_encoder=encoder, audio=_frames(audio))
+    text = llama.qwen3(thinker_text(config, thinker, "qwen3"), "language_model.")
+    encoder = audio_encoder(audio, audio.size("output_dim"))
+    spec = VisionSpec(family="Qwen3ASR", modalities=("audio",), audio_encoder=encoder, audio=audio_frames(audio))
     prefixes = (
-        *_THINKER_PREFIXES,
+        *THINKER_PREFIXES,
         ("model.audio_tower.", "audio_tower."),
         ("model.language_model.", "language_model.model."),
         ("model.multi_modal_projector.linear_1.", "audio_tower.proj1."),
@@ -155,7 +155,7 @@ def _sinusoids(audio: ConfigView, prefix: str = "audio_tower") -> Buffer:
     )
 
 
-def _thinker_text(config: ConfigView, thinker: ConfigView, text_type: str) -> ConfigView:
+def thinker_text(config: ConfigView, thinker: ConfigView, text_type: str) -> ConfigView:
     """The text section under thinker_config; only the outermost tie_word_embeddings is copied into it."""
     section = thinker.section("text_config", text_type)
     return text_view(
@@ -164,7 +164,7 @@ def _thinker_text(config: ConfigView, thinker: ConfigView, text_type: str) -> Co
     )
 
 
-def _encoder(audio: ConfigView, output: int) -> Encoder:
+def audio_encoder(audio: ConfigView, output: int) -> Encoder:
     width, heads = audio.size("d_model"), audio.size("encoder_attention_heads")
     return Encoder(
         hidden_size=width,
@@ -177,7 +177,7 @@ def _encoder(audio: ConfigView, output: int) -> Encoder:
     )
 
 
-def _frames(audio: ConfigView) -> AudioFrames:
+def audio_frames(audio: ConfigView) -> AudioFrames:
     """30 seconds are 3000 mel frames; two strided steps halve them twice."""
     positions = (_CHUNK_FRAMES - 1) // 2 + 1
     return AudioFrames(

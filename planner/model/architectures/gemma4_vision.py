@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.model.architectures.blocks import Architecture, norm
 from planner.model.architectures.vision_blocks import as_tower, multimodal, replicated, weight
 from planner.model.config_view import ConfigView
-from planner.model.modules import Buffer, Module, Parameter
+from planner.model.modules import Buffer, Module, Parameter, TokenBuffer
 from planner.model.quantization import read_quantization
 from planner.model.vision_spec import AudioFrames, DynamicPatches, Encoder, Modality, VisionSpec
 
@@ -64,7 +64,13 @@ def with_gemma4_towers(config: ConfigView, text: Architecture) -> Architecture:
         audio_encoder=audio_encoder,
         audio=frames,
     )
-    return multimodal(text, tower, vision=spec, prefixes=PREFIXES)
+    return multimodal(text, tower, vision=spec, after=_per_layer_inputs(config, text), prefixes=PREFIXES)
+
+
+def _per_layer_inputs(config: ConfigView, text: Architecture) -> list[Module]:
+    """One input batch of per-layer embeddings where the decoder has them (gemma4_mm.py:1088)."""
+    width = config.section("text_config", "gemma4_text").raw("hidden_size_per_layer_input") or 0
+    return [TokenBuffer(name="per_layer_embeddings", columns=text.text.num_hidden_layers * width)] if width else []
 
 
 def towers_quantizable(config: ConfigView, vision: ConfigView) -> bool:

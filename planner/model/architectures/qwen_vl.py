@@ -21,7 +21,7 @@ from planner.model.architectures.vision_blocks import (
     weight,
 )
 from planner.model.config_view import ConfigView
-from planner.model.modules import Module
+from planner.model.modules import Module, TokenBuffer
 from planner.model.rope import rotary_cache
 from planner.model.vision_spec import DynamicPatches, Encoder, Modality, VisionSpec
 
@@ -82,7 +82,7 @@ def with_qwen3_tower(
     vision = config.section("vision_config", vision_type)
     return multimodal(
         text,
-        qwen3_vision_tower(vision),
+        qwen3_vision_tower(vision) + deepstack_inputs(vision, text.text.hidden_size),
         vision=qwen3_spec(config, vision, family),
         prefixes=QWEN3_PREFIXES,
         fused=_FUSED,
@@ -121,18 +121,25 @@ def qwen2_5_vision_tower(vision: ConfigView, prefix: str = "visual") -> list[Mod
     return as_tower(modules)
 
 
-def qwen3_vision_tower(vision: ConfigView, prefix: str = "visual") -> list[Module]:
-    """Qwen3_VisionTransformer: LayerNorm, learned positions, and one more merger for each deepstack level."""
+def qwen3_vision_tower(
+    vision: ConfigView,
+    prefix: str = "visual",
+    *,
+    mergers: str = "deepstack_merger_list",
+    positions: int | None = None,
+) -> list[Module]:
+    """Qwen3_VisionTransformer: LayerNorm, learned positions, and one more merger for each deepstack level.
+
+    Qwen3-Omni names its mergers otherwise and counts positions from the image size.
+    """
     width, heads = vision.size("hidden_size"), vision.size("num_heads")
     output, merge = vision.size("out_hidden_size"), vision.size("spatial_merge_size")
     modules = patch_embedding(vision, width, f"{prefix}.patch_embed", bias=True)
-    modules += weight(f"{prefix}.pos_embed", vision.size("num_position_embeddings"), width)
+    modules += weight(f"{prefix}.pos_embed", positions or vision.size("num_position_embeddings"), width)
     modules += vision_rotary(width, heads, prefix)
     modules += _qwen3_merger(f"{prefix}.merger", width, output, merge, norm_size=width)
     for level in range(len(vision.sizes("deepstack_visual_indexes", ()))):
-        modules += _qwen3_merger(
-            f"{prefix}.deepstack_merger_list.{level}", width, output, merge, norm_size=width * merge**2
-        )
+        modules += _qwen3_merger(f"{prefix}.{mergers}.{level}", width, output, merge, norm_size=width * merge**2)
     for layer in range(vision.layers("depth")):
         at = f"{prefix}.blocks.{layer}"
         modules += norm(f"{at}.norm1", width, "every", bias=True) + norm(f"{at}.norm2", width, "every", bias=True)
@@ -141,6 +148,18 @@ def qwen3_vision_tower(vision: ConfigView, prefix: str = "visual") -> list[Modul
             f"{at}.mlp", "every", width, vision.size("intermediate_size"), names=("linear_fc1", "linear_fc2")
         )
     return as_tower(modules)
+
+
+def deepstack_inputs(vision: ConfigView, width: int) -> list[Module]:
+    """One input batch of embeddings for each deepstack level, kept from loading on (qwen3_vl.py:1759).
+
+    Plain tensors: no parameters, no buffers, but part of what loading takes, and the tower's: limits drop them.
+    """
+    levels = len(vision.sizes("deepstack_visual_indexes", ()))
+    inputs: list[Module] = [
+        TokenBuffer(name=f"deepstack_input_embeds.{level}", columns=width) for level in range(levels)
+    ]
+    return as_tower(inputs)
 
 
 def patch_embedding(vision: ConfigView, width: int, name: str, *, bias: bool = False) -> list[Module]:
@@ -214,7 +233,7 @@ def qwen2_5_encoder(vision: ConfigView) -> Encoder:
     )
 
 
-def qwen3_encoder(vision: ConfigView) -> Encoder:
+def qwen3_encoder(vision: ConfigView, positions: int | None = None) -> Encoder:
     width, heads = vision.size("hidden_size"), vision.size("num_heads")
     levels = len(vision.sizes("deepstack_visual_indexes", ()))
     return Encoder(
@@ -226,11 +245,11 @@ def qwen3_encoder(vision: ConfigView) -> Encoder:
         output_size=vision.size("out_hidden_size") * (1 + levels),
         projector_size=width * vision.size("spatial_merge_size") ** 2,
         deepstack_levels=levels,
-        max_positions=vision.size("num_position_embeddings"),
+        max_positions=positions or vision.size("num_position_embeddings"),
     )
 
 
-def qwen3_spec(config: ConfigView, vision: ConfigView, family: str) -> VisionSpec:
+def qwen3_spec(config: ConfigView, vision: ConfigView, family: str, positions: int | None = None) -> VisionSpec:
     """A video's pixel bounds are its own and count all frames (Qwen3VLVideoProcessor); the dummy video has 2 frames."""
     low, high = pixel_bounds(config, "preprocessor")
     video_low, video_high = pixel_bounds(config, "video_preprocessor", (128 * 32 * 32, 32 * 32 * 768))
@@ -245,7 +264,7 @@ def qwen3_spec(config: ConfigView, vision: ConfigView, family: str) -> VisionSpe
         video_max_pixels=video_high,
         max_video_frames=2,
     )
-    return VisionSpec(family=family, modalities=_VISUAL, encoder=qwen3_encoder(vision), image=image)
+    return VisionSpec(family=family, modalities=_VISUAL, encoder=qwen3_encoder(vision, positions), image=image)
 
 
 def frame_patches(config: ConfigView, vision: ConfigView) -> DynamicPatches:
