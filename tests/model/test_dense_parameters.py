@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from text_golden import config_of, golden_rows, identity, model_of, parameters, recompute, share, small_share
+from text_golden import config_of, expected, golden_rows, identity, model_of, parameters, recompute, share, small_share
 
 from planner.errors import UnsupportedError
 from planner.values import Rejected
 
 DENSE = (
+    "small/hcx",
+    "small/olmo",
+    "small/olmo2",
+    "small/smollm3",
+    "small/starcoder2",
     "THUDM__chatglm3-6b",
     "internlm__internlm2-7B-family",
     "microsoft__Phi-3-mini-128k-instruct",
@@ -32,7 +37,6 @@ DENSE = (
     "small/gptneox",
     "small/granite",
     "small/hunyuan",
-    "small/hyv3",
     "small/internlm2",
     "small/minicpm",
     "small/mistral01",
@@ -50,7 +54,7 @@ DENSE = (
 
 @pytest.mark.parametrize("row", golden_rows(*DENSE), ids=identity)
 def test_bytes_are_those_of_vllm(row: dict[str, str]) -> None:
-    assert recompute(row) == (int(row["parameter_bytes"]), int(row["buffer_bytes"]))
+    assert recompute(row) == expected(row)
 
 
 @pytest.mark.parametrize(

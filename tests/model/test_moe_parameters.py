@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from text_golden import config_of, golden_rows, identity, model_of, parameters, recompute, share, small_share
+from text_golden import config_of, expected, golden_rows, identity, model_of, parameters, recompute, share, small_share
 
 from planner.sharding.rank import RankShare, Tensor
 
 MOE = (
+    "small/hyv3",
     "MiniMaxAI__MiniMax-M2",
     "Qwen__Qwen3-30B-A3B",
     "XiaomiMiMo__MiMo-V2-Flash",
@@ -35,7 +36,7 @@ MOE = (
 
 @pytest.mark.parametrize("row", golden_rows(*MOE), ids=identity)
 def test_bytes_are_those_of_vllm(row: dict[str, str]) -> None:
-    assert recompute(row) == (int(row["parameter_bytes"]), int(row["buffer_bytes"]))
+    assert recompute(row) == expected(row)
 
 
 @pytest.mark.parametrize(

@@ -119,8 +119,13 @@ def identity(row: dict[str, str]) -> str:
     )
 
 
-def recompute(row: dict[str, str]) -> tuple[int, int]:
-    """(parameter bytes, buffer bytes) of the row's rank."""
+def expected(row: dict[str, str]) -> tuple[int, int | None]:
+    """(parameter bytes, buffer bytes); None where the row leaves buffers out."""
+    return int(row["parameter_bytes"]), int(row["buffer_bytes"]) if row["buffer_bytes"] else None
+
+
+def recompute(row: dict[str, str]) -> tuple[int, int | None]:
+    """The same of the row's rank as planned here."""
     result = share(
         model_of(config_of(row["config"])),
         tp=int(row["tp"]),
@@ -129,7 +134,8 @@ def recompute(row: dict[str, str]) -> tuple[int, int]:
         flags=row["flags"],
         capability=row["capability"],
     )
-    return result.parameter_bytes, sum(tensor.size_bytes for tensor in result.created if tensor.role == "buffer")
+    buffers = sum(tensor.size_bytes for tensor in result.created if tensor.role == "buffer")
+    return result.parameter_bytes, buffers if row["buffer_bytes"] else None
 
 
 def parameters(result: RankShare) -> int:

@@ -38,6 +38,21 @@ def granite(config: ConfigView, prefix: str = "") -> Architecture:
     return decoder(config, prefix, qkv_bias=bias, out_bias=bias, mlp_bias=config.flag("mlp_bias"), per_layer=False)
 
 
+def hyperclovax(config: ConfigView, prefix: str = "") -> Architecture:
+    """HyperCLOVAXForCausalLM: Granite with two more norms a layer where use_post_norm says so (hyperclovax.py:196)."""
+    config.require("hidden_act", ("silu",), "silu")
+    bias, post = config.flag("attention_bias"), config.flag("use_post_norm")
+    return decoder(
+        config,
+        prefix,
+        qkv_bias=bias,
+        out_bias=bias,
+        mlp_bias=config.flag("mlp_bias"),
+        per_layer=False,
+        names=replace(LLAMA_NAMES, norms=(*LLAMA_NAMES.norms, "post_norm1", "post_norm2")) if post else LLAMA_NAMES,
+    )
+
+
 def seed_oss(config: ConfigView, prefix: str = "") -> Architecture:
     """SeedOssForCausalLM: q, k and v always have a bias (seed_oss.py:154)."""
     return decoder(config, prefix, qkv_bias=True, head_size=config.size("head_dim"), per_layer=False)

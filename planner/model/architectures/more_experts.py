@@ -1,6 +1,6 @@
-"""Mixtures of experts with names and norms of their own: Bailing / Ling, FlexOlmo, AFMoE, DBRX.
+"""Mixtures of experts with names and norms of their own: Bailing / Ling, FlexOlmo, AFMoE, DBRX, Hunyuan 3.
 
-Source: vLLM 0.26.0 model_executor/models/{bailing_moe,flex_olmo,afmoe,dbrx}.py.
+Source: vLLM 0.26.0 model_executor/models/{bailing_moe,flex_olmo,afmoe,dbrx,hy_v3}.py.
 """
 
 from __future__ import annotations
@@ -211,4 +211,36 @@ def dbrx(config: ConfigView) -> Architecture:
         attention=attention,
         feed_forward=feed_forward,
         fused={},
+    )
+
+
+def hy_v3(config: ConfigView, prefix: str = "") -> Architecture:
+    """HYV3ForCausalLM: float32 gate, dense layers first, everything on each stage (hy_v3.py:126, 224, 436)."""
+    heads = read_heads(config)
+    dims = text_dims(config, heads)
+    rope, count = rope_parameters(config), config.size("num_experts")
+    dense, qk_norm = config.count("first_k_dense_replace"), config.flag("qk_norm")
+
+    def feed_forward(at: str, layer: int) -> list[Module]:
+        hidden = dims.hidden_size
+        if layer < dense:
+            return gated_mlp(at, layer, hidden, dims.intermediate_size)
+        inner, shared = config.size("expert_hidden_dim"), config.count("num_shared_experts", 0)
+        return [
+            router(f"{at}.gate", layer, hidden, count, dtype="float32"),
+            *(gated_mlp(f"{at}.shared_mlp", layer, hidden, inner * shared) if shared else []),
+            correction_bias(f"{at}.expert_bias", layer, count),
+            experts(at, layer, count=count, top_k=config.size("num_experts_per_tok"), hidden=hidden, inner=inner),
+        ]
+
+    return assemble(
+        dims,
+        prefix=prefix,
+        every_stage=True,
+        tied=config.flag("tie_word_embeddings"),
+        attention=lambda at, layer: self_attention(
+            at, layer, heads, rope=rope, max_position=dims.max_position_embeddings, qk_norm=qk_norm
+        ),
+        feed_forward=feed_forward,
+        num_experts=count,
     )
