@@ -26,7 +26,8 @@ DEFAULT_VERSION = "0.26.0"
 
 
 class Request(Value):
-    """What the user asks about. `given` names the EngineArgs fields that were set on purpose."""
+    """What the user asks about. `given` names the EngineArgs fields that were set on purpose; `extra_argv` holds
+    options of a pasted command that leave memory alone and stay in the command."""
 
     model: str
     gpus: str
@@ -37,6 +38,7 @@ class Request(Value):
     model_catalogs: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     args: EngineArgs = EngineArgs()
+    extra_argv: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:

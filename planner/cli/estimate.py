@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +10,12 @@ import typer
 from planner import api
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.engine.args import EngineArgs
 from planner.errors import InputError
+from planner.memory.assess import Assessment
+from planner.memory.result import Estimate
 from planner.serve.command import serve_argv, shell_command
+from planner.serve.parse import RefusedCommand, parse_command
 
 
 @planning_options(required=False)
@@ -30,15 +35,16 @@ def estimate(
     Example: vplan estimate --model Qwen/Qwen2.5-7B-Instruct --gpus l20:1 --max-model-len 8192
     """
     check_format(format)
-    if command is not None:
-        from planner.serve.parse import request_from_command
-
-        request = request_from_command(command, request)
-    if not request.model:
-        raise InputError("--model is missing")
     if not request.gpus:
         raise InputError("--gpus is missing")
-    assessment = api.estimate(request)
+    if command is None:
+        assessment = _assess(request)
+    else:
+        try:
+            request, notes = _from_command(command, request)
+            assessment = _assess(request, notes)
+        except RefusedCommand as refused:
+            assessment = _refused(request, refused)
     result = assessment.estimate
     if format == "json":
         write(result.to_json(), output)
@@ -47,7 +53,8 @@ def estimate(
 
         line = ""
         if assessment.config is not None:
-            line = shell_command(serve_argv(request.model, request.args, assessment.config), dict(request.args.env))
+            argv = serve_argv(request.model, request.args, assessment.config, request.extra_argv)
+            line = shell_command(argv, dict(request.args.env))
         write(estimate_text(result, line, color=wants_color(output)), output)
     else:
         from planner.report.tables import estimate_csv, estimate_markdown
@@ -55,3 +62,45 @@ def estimate(
         write(estimate_csv(result) if format == "csv" else estimate_markdown(result), output)
     if not result.starts:
         raise typer.Exit(1)
+
+
+def _assess(request: api.Request, notes: tuple[str, ...] = ()) -> Assessment:
+    if not request.model:
+        raise InputError("--model is missing")
+    found = api.estimate(request)
+    if not notes:
+        return found
+    return replace(found, estimate=found.estimate.model_copy(update={"warnings": (*notes, *found.estimate.warnings)}))
+
+
+def _from_command(command: str, beside: api.Request) -> tuple[api.Request, tuple[str, ...]]:
+    """The request that a pasted command makes; what is given beside it wins over what is in it."""
+    parsed = parse_command(command, beside.vllm_version)
+    given = {name: getattr(parsed.args, name) for name in parsed.given}
+    given |= {name: getattr(beside.args, name) for name in beside.given}
+    env = dict(parsed.args.env) | dict(beside.args.env)
+    request = beside.model_copy(
+        update={
+            "model": beside.model or parsed.model,
+            "vllm_version": beside.vllm_version or parsed.image_version,
+            "given": tuple(sorted(given)),
+            "args": EngineArgs(**given, env=tuple(env.items())),
+            "extra_argv": parsed.extra,
+        }
+    )
+    return request, parsed.warnings
+
+
+def _refused(request: api.Request, refused: RefusedCommand) -> Assessment:
+    """The answer where vLLM's own parser refuses: nothing of the model is read."""
+    estimate = Estimate(
+        model=request.model or refused.model,
+        gpus=request.gpus,
+        vllm_version=refused.vllm_version,
+        verdict="rejected",
+        rejection=refused.rejection,
+        engine=None,
+        per_gpu=None,
+        kv_cache=None,
+    )
+    return Assessment(estimate)

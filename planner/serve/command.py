@@ -20,6 +20,10 @@ _PASSED_ON: tuple[tuple[str, str], ...] = (
     ("speculative_config", "--speculative-config"),
     ("hf_overrides", "--hf-overrides"),
 )
+_ON_OR_OFF: tuple[tuple[str, str], ...] = (
+    ("enable_prefix_caching", "--enable-prefix-caching"),
+    ("enable_chunked_prefill", "--enable-chunked-prefill"),
+)
 _SWITCHES: tuple[tuple[str, str], ...] = (
     ("enable_expert_parallel", "--enable-expert-parallel"),
     ("enforce_eager", "--enforce-eager"),
@@ -29,8 +33,11 @@ _SWITCHES: tuple[tuple[str, str], ...] = (
 )
 
 
-def serve_argv(model: str, args: EngineArgs, config: EngineConfig) -> list[str]:
-    """`vllm serve` with every size that the plan depends on spelt out, so that no default of another card creeps in."""
+def serve_argv(model: str, args: EngineArgs, config: EngineConfig, extra: Sequence[str] = ()) -> list[str]:
+    """`vllm serve` with every size that the plan depends on spelt out, so that no default of another card creeps in.
+
+    `extra`: options that leave memory alone, put at the end as they are.
+    """
     argv = ["vllm", "serve", model_argument(model)]
     argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     for name in ("pipeline_parallel_size", "data_parallel_size", "decode_context_parallel_size"):
@@ -55,16 +62,22 @@ def serve_argv(model: str, args: EngineArgs, config: EngineConfig) -> list[str]:
         if value is not None:
             argv += [flag, str(value)]
     argv += [flag for field, flag in _SWITCHES if getattr(args, field)]
+    for field, flag in _ON_OR_OFF:
+        chosen = getattr(args, field)
+        if chosen is not None:
+            argv.append(flag if chosen else "--no-" + flag.removeprefix("--"))
     if args.enable_lora:
         argv += ["--enable-lora", "--max-loras", str(args.max_loras), "--max-lora-rank", str(args.max_lora_rank)]
-    return argv
+    return [*argv, *extra]
 
 
 def model_argument(model: str) -> str:
     """A model reference that cannot be taken for an option: a path that begins with a dash gets `./` before it."""
     if model.startswith("-"):
         model = os.path.join(".", model)
-    return os.path.dirname(model) or "." if os.path.basename(model) == "config.json" and os.path.isfile(model) else model
+    return (
+        os.path.dirname(model) or "." if os.path.basename(model) == "config.json" and os.path.isfile(model) else model
+    )
 
 
 def format_ratio(value: float) -> str:
