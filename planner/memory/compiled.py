@@ -1,9 +1,9 @@
 """One forward pass of a compiled decoder on one rank: what vLLM's piecewise compilation by inductor keeps alive.
 
-The graph is cut at the attention operations. A piece runs from one attention output to the next attention's inputs; its
-arguments stay alive while it runs, its own buffers go with their last use, and norms write new tensors. While a piece is
-compiled, inductor times its kernels on example arguments of full size: those of the embedding kernel, a whole embedding
-table and two hidden states, are often the highest moment of the profile run.
+The graph is cut at the attention operations. A piece runs from one attention output to the next attention's inputs;
+its arguments stay alive while it runs, its own buffers go with their last use, and norms write new tensors. While a
+piece is compiled, inductor times its kernels on example arguments of full size: those of the embedding kernel, a whole
+embedding table and two hidden states, are often the highest moment of the profile run.
 Source: vLLM 0.26.0 compilation/backends.py, PyTorch 2.11 _inductor/codegen/wrapper.py generate_and_run_autotune_block;
 checked to the byte against boots and allocator records on an H200.
 """
@@ -14,6 +14,10 @@ from planner.memory.forward import Forward
 from planner.memory.layers import DecoderLayer
 from planner.memory.program import Program
 from planner.model.modules import VocabEmbedding
+from planner.units import MIB
+
+FLUSH_BYTES = 60 * MIB
+"""What inductor's kernel timer writes to empty the L2 cache between runs: the cache's size, here an H200's."""
 
 
 class CompiledForward(Forward):
@@ -37,6 +41,8 @@ class CompiledForward(Forward):
             return
         rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
         program.stage("compilation: embedding kernel")
+        flushes = [program.alloc("cache flush of the kernel timer", constant=FLUSH_BYTES) for _ in range(2)]
+        program.free(*flushes)
         program.free(
             program.alloc("example embedding table", constant=rows),
             program.alloc("example hidden states", token=self.hidden),

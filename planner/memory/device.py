@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.engine.config import EngineConfig
+from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of, profile_program
 from planner.memory.allocator import LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
+from planner.memory.constants import Measured
 from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
-from planner.memory.runner_state import kv_tables, load_workspaces, runner_buffers, sampler_buffers
+from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
@@ -38,11 +40,11 @@ class Boot:
         self._make(runner_buffers(model, config))
         inputs = self.allocator.allocated_bytes
         self.allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
-        self._make(load_workspaces(model, config))
         self._kept = load_weights(self.allocator, share, load_traits(model, share, config))
         self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
-        self.allocator.max_split_bytes = None
+        self.allocator.empty_cache()
         self._make(sampler_buffers(model, config, last_stage=self._last))
+        self.allocator.max_split_bytes = None
         before = self.allocator.allocated_bytes
         self.runner_state_bytes = before - self.weights_memory_bytes
         self.allocator.empty_cache()
@@ -133,3 +135,20 @@ class Boot:
 
     def _replay(self, program: Program, tokens: int, seqs: int) -> None:
         program.replay(self.allocator, tokens, seqs, self._kept)
+
+
+def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
+    """In use on the GPU before the first buffer: CUDA's context, and with several GPUs their communicators."""
+    if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
+        return measured.CUDA_CONTEXT
+    if model.is_moe and config.model_runner == "v1":
+        return measured.CUDA_CONTEXT_TP2_V1_MOE
+    return measured.CUDA_CONTEXT_TP2_V2
+
+
+def non_torch_bytes(config: EngineConfig) -> int:
+    """vLLM's non-torch memory: what the device has given outside PyTorch from then to the end of the profile run."""
+    several = config.tensor_parallel_size * config.pipeline_parallel_size > 1
+    base = (measured.NON_TORCH_TP2 if several else measured.NON_TORCH).value
+    graphs = config.model_runner == "v1" and not config.enforce_eager and config.cudagraph_mode != "NONE"
+    return base + (measured.NON_TORCH_GRAPH_PROFILE.value if graphs else 0)

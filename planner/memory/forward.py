@@ -24,6 +24,7 @@ from planner.memory.layers import (
 )
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.program import Program
+from planner.memory.recurrent import write_recurrent
 from planner.memory.styles import Style, style_of
 from planner.model.modules import Attention, FusedMoE, Linear, MLAProjection, StateSpace
 from planner.model.spec import ModelSpec
@@ -69,12 +70,16 @@ class Forward:
         return loop
 
     def _embed(self, p: Program) -> int:
-        partial = p.alloc("token embeddings", token=self.hidden)
-        if self.tp == 1:
-            return partial
-        total = p.alloc("token embeddings, summed over ranks", token=self.hidden)
-        p.free(partial)
-        return total
+        hidden = p.alloc("token embeddings", token=self.hidden)
+        if self.tp > 1:
+            total = p.alloc("token embeddings, summed over ranks", token=self.hidden)
+            p.free(hidden)
+            hidden = total
+        if self.style.scaled_embedding:
+            scaled = p.alloc("scaled token embeddings", token=self.hidden)
+            p.free(hidden)
+            hidden = scaled
+        return hidden
 
     def _layer(
         self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool, attends: bool
@@ -84,6 +89,10 @@ class Forward:
         if self.style.native_norm:
             return self._native_norm_layer(p, layer, loop, residual, first=first, attends=attends)
         normed = p.alloc("normalized input", token=self.hidden) if first else None
+        if layer.has_one_part:
+            out = self._mixer(p, layer, attends=attends) if layer.mixes else self._feed_forward(p, layer)
+            p.free(normed, loop)
+            return out, residual
         mixed = self._mixer(p, layer, attends=attends)
         p.free(normed)
         if self.style.sandwich:
@@ -163,7 +172,10 @@ class Forward:
 
     def _mixer(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
         if layer.state_space is not None:
-            return self._recurrent(p, layer, layer.state_space)
+            beside = self._attention(p, layer, attends=attends) if layer.attention is not None else None
+            mixed = self._recurrent(p, layer, layer.state_space)
+            p.free(beside)
+            return mixed
         if layer.attention is not None and layer.attention.kind == "mla_attention":
             return self._mla(p, layer, layer.attention, attends=attends)
         return self._attention(p, layer, attends=attends)
@@ -276,7 +288,10 @@ class Forward:
         """Gated delta net (Qwen3-Next, Qwen3.5). Source: vLLM 0.26.0 layers/mamba/gdn/qwen_gdn_linear_attn.py:829."""
         projection = layer.linear("in_proj_qkvz")
         if projection is None or state.kind != "gated_delta_net":
-            raise layer.unsupported(f"recurrent layers ({state.kind})")
+            eager = self.config.enforce_eager
+            return write_recurrent(
+                p, layer, state, self._linear, item=self.item, hidden=self.hidden, tp=self.tp, eager=eager
+            )
         ba, out = layer.require("in_proj_ba"), layer.require("out_proj")
         inner = out.input_size // self.tp * self.item
         qkvz = sum(projection.output_sizes) // self.tp * self.item
@@ -353,6 +368,7 @@ class Forward:
         """A linear layer: its kernel's workspace and input copy, the output, and the sum over ranks of a row layer."""
         scratch = self.linears[name].before(p)
         out = p.alloc(what, token=width)
+        self.linears[name].during(p)
         p.free(*scratch)
         return self._reduce(p, out, reduced and self.tp > 1)
 

@@ -108,7 +108,7 @@ class DecoderLayer:
     def mlp(self) -> tuple[Linear, Linear] | None:
         """Up and down projection of a dense feed-forward layer."""
         out = self.out_projection
-        skipped = {
+        skipped = _MIXER_LINEARS | {
             "o_proj",
             "out_proj",
             "q_proj",
@@ -131,6 +131,16 @@ class DecoderLayer:
                 and "shared_expert" not in m.name
             ]
         )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the layer has attention or a recurrent state."""
+        return self.attention is not None or self.state_space is not None
+
+    @property
+    def has_one_part(self) -> bool:
+        """A layer that only mixes tokens, or is only a feed-forward layer (Nemotron-H, Mamba)."""
+        return not (self.mixes and (self.experts is not None or self.mlp is not None))
 
     @property
     def feed_forward_name(self) -> str:
@@ -160,6 +170,13 @@ class DecoderLayer:
         if self.qkv is None:
             raise self.unsupported("attention")
         return self.qkv
+
+
+_MIXER_LINEARS = frozenset({
+    "in_proj", "in_proj_qkvg", "x_proj", "dt_proj", "conv", "k_proj", "v_proj", "f_a_proj", "f_b_proj", "g_a_proj",
+    "g_b_proj", "a_proj", "b_proj", "q_conv1d", "k_conv1d", "v_conv1d",
+})  # fmt: skip
+"""Last names of the linear layers inside recurrent mixers."""
 
 
 def takes_media(model: ModelSpec, config: EngineConfig) -> bool:

@@ -48,17 +48,19 @@ class LinearRun:
 
     def before(self, p: Program) -> tuple[int, ...]:
         """Allocate what exists before the output does; the handles to free once it is written."""
+        if self.kind != "fp8":
+            return ()
+        return (
+            p.alloc("quantized input", token=self.input_size),
+            p.alloc("input scales", token=self._scales(self.input_size)),
+        )
+
+    def during(self, p: Program) -> None:
+        """Workspaces that the product takes once its output exists, and keeps for good."""
         if self.kind == "dense":
             p.keep(CUBLAS, constant=self.cublas_bytes)
             if self.bias:
                 p.keep(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
-            return ()
-        if self.kind == "fp8":
-            return (
-                p.alloc("quantized input", token=self.input_size),
-                p.alloc("input scales", token=self._scales(self.input_size)),
-            )
-        return ()
 
     def write_experts(self, p: Program, moe: FusedMoE, inner: int, item: int) -> None:
         """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.engine.config import EngineConfig
-from planner.memory.layers import deepstack_levels, latent_workspace_rows, takes_media, uses_mrope
+from planner.memory.layers import latent_workspace_rows, takes_media, uses_mrope
 from planner.memory.program import LiveTensor
 from planner.model.modules import Attention
 from planner.model.spec import ModelSpec
@@ -64,17 +64,6 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
         ("grammar bitmask", mask),
     )
     return (*tensors, *(LiveTensor(name, bytes_per_seq=size) for name, size in rows))
-
-
-def load_workspaces(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]:
-    """Buffers that a model class makes for itself while it is built, so that they count as weights memory.
-
-    Qwen3-VL keeps one [max_num_batched_tokens, hidden] buffer for each deepstack level
-    (vLLM 0.26.0 model_executor/models/qwen3_vl.py, deepstack_input_embeds).
-    """
-    size = model.text.hidden_size * DTYPE_BYTES[config.dtype]
-    levels = range(deepstack_levels(model))
-    return tuple(LiveTensor(f"deepstack input embeddings {level}", bytes_per_token=size) for level in levels)
 
 
 def kv_tables(model: ModelSpec, config: EngineConfig, block_sizes: tuple[int, ...]) -> tuple[LiveTensor, ...]:

@@ -39,6 +39,7 @@ class Head:
         size = self.padded * self.item
         scratch = self.run.before(p)
         local = p.alloc("logits of this rank" if self.tp > 1 else "logits", **_rows(size // self.tp, scale))
+        self.run.during(p)
         p.free(*scratch)
         if self.tp == 1:
             return local

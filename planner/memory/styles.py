@@ -12,11 +12,12 @@ from dataclasses import dataclass
 class Style:
     """`keeps_gate_up`: the MLP keeps the fused projection in a variable of its own until it returns (Qwen2MLP), instead
     of overwriting it (LlamaMLP). `native_norm`: GemmaRMSNorm, which PyTorch runs in float32 and not in place.
-    `sandwich`: norms after attention and MLP as well."""
+    `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number."""
 
     keeps_gate_up: bool = True
     native_norm: bool = False
     sandwich: bool = False
+    scaled_embedding: bool = False
 
     @property
     def pieces(self) -> bool:
@@ -76,5 +77,9 @@ _GEMMA_NORM = frozenset(
 def style_of(architecture: str) -> Style:
     """The style of a class. A class that no set names writes Qwen2's, which keeps most."""
     if architecture in _GEMMA_SANDWICH:
-        return Style(native_norm=True, sandwich=True)
-    return Style(keeps_gate_up=architecture not in _REBINDS, native_norm=architecture in _GEMMA_NORM)
+        return Style(native_norm=True, sandwich=True, scaled_embedding=True)
+    return Style(
+        keeps_gate_up=architecture not in _REBINDS,
+        native_norm=architecture in _GEMMA_NORM,
+        scaled_embedding=architecture.startswith(("Gemma", "Granite")),
+    )
