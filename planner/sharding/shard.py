@@ -349,11 +349,11 @@ def with_bias(storage: Storage, linear: LinearShard, bias: bool) -> Storage:
     """The weight's storage plus its bias: the rank's rows of a column layer, all of a row layer's."""
     if not bias:
         return storage
-    created = storage.created + (Stored("bias", (linear.output_size,), linear.dtype),)
+    created = (*storage.created, Stored("bias", (linear.output_size,), linear.dtype))
     if storage.loaded is None:
         return Storage(created)
     size = linear.output_size if storage.loaded_bias_size is None else storage.loaded_bias_size
-    return Storage(created, storage.loaded + (Stored("bias", (size,), linear.dtype),))
+    return Storage(created, (*storage.loaded, Stored("bias", (size,), linear.dtype)))
 
 
 def sequence_parallel_experts(config: EngineConfig) -> bool:
