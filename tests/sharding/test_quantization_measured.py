@@ -17,7 +17,7 @@ _CONFIGS = Path(__file__).parent.parent / "data" / "configs"
 
 @dataclass(frozen=True)
 class Boot:
-    """size_bytes: what torch counted over parameters and buffers; tensors that a backend keeps elsewhere are not in it."""
+    """size_bytes: torch's count over parameters and buffers; tensors that a backend keeps elsewhere are not in it."""
 
     folder: str
     size_bytes: int
