@@ -1,0 +1,77 @@
+"""What the recurrent mixers other than Qwen's delta nets allocate in a profile run, where they compute no state.
+
+Source: vLLM 0.26.0 layers/mamba/{mamba_mixer,mamba_mixer2,short_conv}.py and gdn/{kimi,olmo}_gdn_linear_attn.py, the
+branches without attention metadata. Read from the source; no boot of these models was there to compare with.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from planner.memory.layers import DecoderLayer
+from planner.memory.program import Program
+from planner.model.modules import Linear, StateSpace
+from planner.sharding.shard import column_shards
+
+_INPUTS = ("in_proj", "in_proj_qkvg", "q_proj", "k_proj", "v_proj", "b_proj", "a_proj", "f_b_proj", "g_b_proj")
+_OUTPUTS = ("out_proj", "o_proj")
+
+
+class LinearWriter(Protocol):
+    """Writes a linear layer's product: its output's handle. `width` is in bytes for each token."""
+
+    def __call__(self, p: Program, name: str, what: str, width: int, *, reduced: bool = False) -> int: ...
+
+
+def write_recurrent(
+    p: Program, layer: DecoderLayer, state: StateSpace, linear: LinearWriter, *, item: int, hidden: int, tp: int,
+    eager: bool,
+) -> int:  # fmt: skip
+    """The mixer of one layer; gives the handle of its output. `item`: bytes of an element; `hidden`: of a token's
+    hidden state."""
+    mixer = _mixer_linears(layer, state)
+    out = next((module for module in mixer if _last(module.name) in _OUTPUTS), None)
+    inputs = [module for module in mixer if _last(module.name) in _INPUTS]
+    if out is None or not inputs:
+        raise layer.unsupported(f"recurrent layers ({state.kind})")
+    inner = out.input_size // tp * item
+    held = [linear(p, module.name, "projected inputs", _rank_width(module, tp) * item) for module in inputs]
+    core = p.alloc("recurrent output", token=inner)
+    if state.kind == "mamba2":
+        p.free(*_convolved(p, state, tp, item))
+        _gate(p, inner // item, eager=eager and state.num_groups != 1)
+    elif state.kind in ("mamba1", "short_conv"):
+        held.append(p.alloc("contiguous inputs", token=inner))
+    normed = p.alloc("gated output", token=inner)
+    result = linear(p, out.name, "recurrent block output", hidden, reduced=True)
+    p.free(core, normed, *held)
+    return result
+
+
+def _mixer_linears(layer: DecoderLayer, state: StateSpace) -> list[Linear]:
+    """The linear layers after the state in the layer's order: those of attention beside it come before."""
+    at = layer.modules.index(state)
+    return [module for module in layer.modules[at:] if isinstance(module, Linear)]
+
+
+def _convolved(p: Program, state: StateSpace, tp: int, item: int) -> tuple[int, int]:
+    """Two copies of x, B and C: transposed, and back (mamba_mixer2.py:729)."""
+    convolution = state.states[0]
+    groups = state.num_groups if state.num_groups % tp == 0 else tp
+    channels = (convolution.shape[1] + groups * convolution.group_size) // tp * item
+    return p.alloc("transposed inputs", token=channels), p.alloc("contiguous inputs", token=channels)
+
+
+def _gate(p: Program, elements: int, *, eager: bool) -> None:
+    """With several groups the gated norm runs as PyTorch operations in float32 (mamba_mixer2.py:149)."""
+    if eager:
+        p.free(p.alloc("gate in float32", token=4 * elements), p.alloc("gated in float32", token=4 * elements))
+
+
+def _rank_width(module: Linear, tp: int) -> int:
+    split = module.parallelism == "column" and module.tensor_parallel
+    return sum(column_shards(module, tp)[0]) if split else sum(module.output_sizes)
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
