@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,10 @@ class ConfigView:
     """
 
     def __init__(
-        self, data: Mapping[str, Any], where: str = "config.json", model_type: str | None = None,
+        self,
+        data: Mapping[str, Any],
+        where: str = "config.json",
+        model_type: str | None = None,
         files: ModelFiles | None = None,
     ) -> None:
         if not isinstance(data, Mapping):
@@ -33,7 +37,7 @@ class ConfigView:
         self.where = where
         self.files = files
         self.model_type = model_type or str(data.get("model_type", ""))
-        self.defaults: Mapping[str, Any] = DEFAULTS.get(self.model_type, {})
+        self.defaults: Mapping[str, Any] = json.loads(DEFAULTS.get(self.model_type, "{}"))
 
     def __contains__(self, key: str) -> bool:
         return self.raw(key) is not None
@@ -53,7 +57,9 @@ class ConfigView:
         """Whether the file itself has the key (even as null)."""
         return key in self.data
 
-    def size(self, key: str, default: int | None = None, *, aliases: tuple[str, ...] = (), limit: int = MAX_SIZE) -> int:
+    def size(
+        self, key: str, default: int | None = None, *, aliases: tuple[str, ...] = (), limit: int = MAX_SIZE
+    ) -> int:
         """A positive whole number."""
         value = self._first((key, *aliases))
         if value is None:
