@@ -8,6 +8,7 @@ from typing import Any
 from planner.engine.config import EngineConfig
 from planner.memory.compiled import CompiledForward
 from planner.memory.forward import Forward
+from planner.memory.multimodal.encoder import profiled_encoder
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.model.spec import ModelSpec
@@ -35,13 +36,14 @@ def peak_activation_bytes(stages: tuple[Stage, ...], tokens: Any, seqs: Any) -> 
 
 
 def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) -> Program:
-    """The profile run: a dummy batch through the model, then the dummy sampler on the last pipeline stage.
+    """The profile run: the encoder where the runner profiles it, a dummy batch, and the last stage's dummy sampler.
 
     Source: vLLM 0.26.0 v1/worker/gpu/model_runner.py:673 (V2), v1/worker/gpu_model_runner.py:6364 (V1).
     """
     program = Program()
-    program.stage("inputs")
     v2 = config.model_runner == "v2"
+    encoded = profiled_encoder(program, model, share, config)
+    program.stage("inputs")
     index = batch_index(program) if v2 else []
     forward = forward_of(model, share, config)
     if isinstance(forward, CompiledForward):
@@ -62,6 +64,8 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
     else:
         program.free(*index)
     program.free(hidden)
+    if encoded is not None:
+        program.free(*encoded.handles)
     return program
 
 

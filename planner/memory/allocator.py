@@ -99,6 +99,10 @@ class CachingAllocator:
             self.reserved_bytes -= sum(entry[0] for entry in pool) - sum(entry[0] for entry in kept)
             pool[:] = kept
 
+    def free_blocks(self, above: int) -> tuple[int, ...]:
+        """Sizes of the cached blocks larger than `above`, largest first."""
+        return tuple(size for size, _, _ in reversed(self._free[False]) if size > above)
+
     def reset_peaks(self) -> None:
         self.peak_allocated_bytes = self.allocated_bytes
         self.peak_reserved_bytes = self.reserved_bytes
