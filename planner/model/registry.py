@@ -165,6 +165,7 @@ ARCHITECTURES: dict[str, str] = {
     "FalconMambaForCausalLM": "mamba:mamba",
     "Mamba2ForCausalLM": "mamba:mamba2",
     "JambaForCausalLM": "mamba:jamba",
+    "Zamba2ForCausalLM": "zamba2:zamba2",
     "GraniteMoeHybridForCausalLM": "granite_hybrid:granite_moe_hybrid",
     "FalconH1ForCausalLM": "granite_hybrid:falcon_h1",
     "Lfm2ForCausalLM": "lfm2:lfm2",
