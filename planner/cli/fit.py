@@ -91,12 +91,12 @@ def _options(
         raise InputError(f"--safety-margin must be at least 0 and below 1, not {safety_margin}")
     if not 0 < video_seconds <= 86400:
         raise InputError(f"--video-seconds must be above 0 and at most 86400, not {video_seconds}")
-    width, height = _pixels(image_size)
     return SearchOptions(
-        objective=cast(Objective, objective), safety_margin=safety_margin, args=request.args, given=request.given, max_plans=max_plans,
+        objective=cast(Objective, objective), safety_margin=safety_margin, args=request.args, given=request.given,
+        max_plans=max_plans,
         workload=Workload(
-            concurrency=concurrency, min_model_len=min_model_len, images=images or 0, image_width=width, image_height=height,
-            videos=videos or 0, video_seconds=video_seconds,
+            concurrency=concurrency, min_model_len=min_model_len, images=images, image_size=_pixels(image_size),
+            videos=videos, video_seconds=video_seconds,
         ),
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from planner.memory.kv_capacity import (
     usable_tokens,
 )
 from planner.memory.kv_pool import KVPool, build_pool
+from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCacheSummary, PerGpu
 from planner.memory.runtime import RuntimeTerms, retained_bytes, runtime_terms
 from planner.model.spec import ModelSpec
@@ -49,17 +50,19 @@ class Assessment:
     terms: tuple[RuntimeTerms, ...] = ()
 
 
-def assess(model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str) -> Assessment:
+def assess(
+    model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str, workload: MediaWorkload | None = None
+) -> Assessment:
     """Follow vLLM from flags to the running engine, and say where it would stop.
 
-    Raises InputError and UnsupportedError for what is no answer; a refusal of vLLM's is an answer.
+    `workload`: the media of concurrent requests; None counts the worst that limits and budget allow. Raises InputError and UnsupportedError for what is no answer; a refusal of vLLM's is an answer.
     """
     try:
         config = resolve(model, gpus.gpu, args, vllm_version)
         deployment = deploy(model, gpus, config)
     except Rejected as refused:
         return Assessment(refused_estimate(model.name, gpus, vllm_version, refused.rejection))
-    return assess_deployment(deployment)
+    return assess_deployment(deployment, workload)
 
 
 def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployment | None = None) -> Deployment:
@@ -81,11 +84,11 @@ def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployme
     return Deployment(model=model, gpus=gpus, config=config, shares=shares, pool=pool)
 
 
-def assess_deployment(deployment: Deployment) -> Assessment:
+def assess_deployment(deployment: Deployment, workload: MediaWorkload | None = None) -> Assessment:
     """The books of every stage under the deployment's own configuration, then vLLM's checks in its order."""
     config, gpu, pool = deployment.config, deployment.gpus.gpu, deployment.pool
     boots = tuple(Boot(deployment.model, share, config) for share in deployment.shares)
-    terms = tuple(runtime_terms(boot, gpu) for boot in boots)
+    terms = tuple(runtime_terms(boot, workload) for boot in boots)
     requested = requested_memory_bytes(gpu.total_memory_bytes, config.gpu_memory_utilization)
     available = tuple(available_kv_cache_bytes(requested, term, config) for term in terms)
     rejection: Rejection | None = None
@@ -95,10 +98,10 @@ def assess_deployment(deployment: Deployment) -> Assessment:
         if rejection is None:
             config = _with_length(deployment, available)
             rejection = check_fits(pool, available, config)
-        if rejection is None:
-            blocks = num_blocks(pool, available)
     except Rejected as refused:
         rejection = refused.rejection
+    if min(available) > 0 and config.max_model_len > 0:
+        blocks = num_blocks(pool, available)
     fullest = min(range(len(terms)), key=lambda stage: (available[stage], -terms[stage].weights_memory_bytes))
     retained = retained_bytes(boots[fullest], pool, pool.stages[fullest], blocks) if blocks else 0
     per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks, retained)

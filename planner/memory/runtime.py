@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
 
-from planner.engine.config import EngineConfig
-from planner.hardware.spec import GpuSpec
-from planner.memory.device import Boot
+from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
+from planner.memory.graphs import cuda_graph_actual_bytes, cuda_graph_estimate_bytes
 from planner.memory.kv_pool import KVPool, StagePool
+from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 
 Interval = tuple[int, int]
-
-
-class FixedTerms(TypedDict):
-    """Terms of a rank that depend on card, layout and graph sizes only, in bytes."""
-
-    non_torch_bytes: int
-    non_torch_interval: Interval | None
-    cuda_context_bytes: int
-    cuda_graph_estimate_bytes: int
-    cuda_graph_actual_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,26 +59,22 @@ class RuntimeTerms:
         )  # fmt: skip
 
 
-def runtime_terms(boot: Boot, gpu: GpuSpec) -> RuntimeTerms:
-    """All terms of the rank that `boot` replayed."""
+def runtime_terms(boot: Boot, workload: MediaWorkload | None = None) -> RuntimeTerms:
+    """All terms of the rank that `boot` replayed. `workload` None: the worst media that limits and budget allow."""
+    model, share, config = boot.model, boot.share, boot.config
+    context = cuda_context_bytes(model, config)
+    non_torch = non_torch_bytes(config)
     return RuntimeTerms(
         weights_memory_bytes=boot.weights_memory_bytes,
         peak_activation_bytes=boot.peak_activation_bytes,
         peak_activation_interval=None,
-        runner_state_bytes=boot.runner_state_bytes,
-        encoder_runtime_peak_bytes=0,
-        **fixed_terms(boot.model, boot.share, boot.config, gpu),
-    )
-
-
-def fixed_terms(model: ModelSpec, share: RankShare, config: EngineConfig, gpu: GpuSpec) -> FixedTerms:
-    """The terms that need no replay: constants of the card and the layout, and the CUDA graphs."""
-    return FixedTerms(
-        non_torch_bytes=241_172_480 if config.tensor_parallel_size == 1 else 69_206_016,
+        non_torch_bytes=non_torch,
         non_torch_interval=None,
-        cuda_context_bytes=552_402_944,
-        cuda_graph_estimate_bytes=0,
-        cuda_graph_actual_bytes=0,
+        cuda_graph_estimate_bytes=cuda_graph_estimate_bytes(model, share, config),
+        runner_state_bytes=boot.runner_state_bytes,
+        cuda_graph_actual_bytes=cuda_graph_actual_bytes(model, share, config),
+        cuda_context_bytes=context.value,
+        encoder_runtime_peak_bytes=encoder_runtime_peak_bytes(model, share, config, workload),
     )
 
 

@@ -13,9 +13,12 @@ from planner.engine.resize import resized
 from planner.memory.activation import activation_stages, peak_activation_bytes
 from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
-from planner.memory.device import Boot
+from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
+from planner.memory.graphs import captured_graphs, cuda_graph_actual_bytes, cuda_graph_estimate_bytes
+from planner.memory.measured_constants import GRAPH_NODE_BYTES
+from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
-from planner.memory.runtime import fixed_terms, retained_bytes, thin
+from planner.memory.runtime import retained_bytes, thin
 
 Ints = npt.NDArray[np.int64]
 
@@ -32,6 +35,7 @@ class StageCosts:
     context: Ints
     beside_cache: Ints
     profile_peak: Ints
+    encoder: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,9 @@ class Costs:
     stages: tuple[StageCosts, ...]
 
 
-def size_costs(deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, int]]) -> Costs:
+def size_costs(
+    deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, int]], workload: MediaWorkload | None
+) -> Costs:
     """Costs of each (max_num_seqs, max_num_batched_tokens).
 
     The profile's peak and the runner's buffers are exact linear forms. What the allocator retains is replayed at a
@@ -52,26 +58,27 @@ def size_costs(deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, 
     seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
     tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
     return Costs(
-        seqs, tokens, tuple(_stage(deployment, args, index, seqs, tokens) for index in range(len(deployment.shares)))
+        seqs,
+        tokens,
+        tuple(_stage(deployment, args, index, seqs, tokens, workload) for index in range(len(deployment.shares))),
     )
 
 
-def _stage(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> StageCosts:
-    model, share, gpu = deployment.model, deployment.shares[index], deployment.gpus.gpu
+def _stage(
+    deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints, workload: MediaWorkload | None
+) -> StageCosts:
+    model, share = deployment.model, deployment.shares[index]
     config = deployment.config
     last = index == len(deployment.shares) - 1
     weights = weights_memory_bytes(share)
     peak = peak_activation_bytes(activation_stages(*thin(model, share), config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
     state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
-    fixed = [
-        fixed_terms(model, share, _at(deployment, args, int(one), int(other)), gpu)
-        for one, other in zip(seqs, tokens, strict=True)
-    ]
-    outside = np.array([item["non_torch_bytes"] for item in fixed], dtype=np.int64)
-    context = np.array([item["cuda_context_bytes"] for item in fixed], dtype=np.int64)
-    estimate = np.array([item["cuda_graph_estimate_bytes"] for item in fixed], dtype=np.int64)
-    actual = np.array([item["cuda_graph_actual_bytes"] for item in fixed], dtype=np.int64)
+    configs = [_at(deployment, args, int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
+    outside = np.full(len(seqs), non_torch_bytes(config), dtype=np.int64)
+    context = np.full(len(seqs), cuda_context_bytes(model, config).value, dtype=np.int64)
+    estimate = np.array([cuda_graph_estimate_bytes(model, share, item) for item in configs], dtype=np.int64)
+    actual = _graphs(deployment, index, configs)
     resident = context + outside + weights + state
     return StageCosts(
         weights=np.full(len(seqs), weights, dtype=np.int64),
@@ -79,7 +86,35 @@ def _stage(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tok
         context=context,
         beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens),
         profile_peak=resident + peak,
+        encoder=_encoder(deployment, index, configs, workload),
     )
+
+
+def _encoder(deployment: Deployment, index: int, configs: list[EngineConfig], workload: MediaWorkload | None) -> Ints:
+    """The encoder's peak for each max_num_batched_tokens, with the most sequences: they can only fill its batch."""
+    fullest: dict[int, EngineConfig] = {}
+    for config in configs:
+        known = fullest.get(config.max_num_batched_tokens)
+        if known is None or config.max_num_seqs > known.max_num_seqs:
+            fullest[config.max_num_batched_tokens] = config
+    model, share = deployment.model, deployment.shares[index]
+    peaks = {tokens: encoder_runtime_peak_bytes(model, share, config, workload) for tokens, config in fullest.items()}
+    return np.array([peaks[config.max_num_batched_tokens] for config in configs], dtype=np.int64)
+
+
+def _graphs(deployment: Deployment, index: int, configs: list[EngineConfig]) -> Ints:
+    """Graph memory of each configuration; those that capture the same sizes cost the same."""
+    model, share = thin(deployment.model, deployment.shares[index])
+    missing = len(deployment.shares[index].layers) - len(share.layers)
+    known: dict[tuple[int, ...], int] = {}
+    sizes = []
+    for config in configs:
+        key = (*config.cudagraph_capture_sizes, config.max_num_seqs)
+        if key not in known:
+            nodes = sum(len(captured) for captured in captured_graphs(config)) * missing * GRAPH_NODE_BYTES.value
+            known[key] = cuda_graph_actual_bytes(model, share, config) + nodes
+        sizes.append(known[key])
+    return np.array(sizes, dtype=np.int64)
 
 
 def _retained(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> Ints:

@@ -107,7 +107,7 @@ def _device_bytes(deployment: Deployment, costs: Costs, blocks: Ints, margin: fl
     """The most that any stage's rank needs on the device, margin included."""
     worst = np.zeros_like(blocks)
     for stage, pool in zip(costs.stages, deployment.pool.stages, strict=True):
-        worst = np.maximum(worst, stage.beside_cache[:, None] + blocks * pool.bytes_per_block)
+        worst = np.maximum(worst, (stage.beside_cache + stage.encoder)[:, None] + blocks * pool.bytes_per_block)
         worst = np.maximum(worst, stage.profile_peak[:, None])
     return np.ceil(worst * (1.0 + margin)).astype(np.int64)
 

@@ -16,6 +16,7 @@ from planner.model.spec import ModelSpec
 from planner.search.costs import Costs, size_costs
 from planner.search.grid import VERDICTS, Grid, evaluate, size_pairs
 from planner.search.layouts import Layout, cache_dtypes, layout, pipeline_parallel_sizes, tensor_parallel_sizes
+from planner.search.media import media_of, with_media_limits
 from planner.search.plan import Plan, RejectedCount, SearchResult
 from planner.search.space import SEQUENCES, SearchOptions
 from planner.values import Bottleneck, Rejection
@@ -50,6 +51,8 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
     """
     tally = _Tally()
+    args, notes = with_media_limits(model, options)
+    options = options.model_copy(update={"args": args})
     explorer = _Explorer(model, gpus, options, vllm_version, tally)
     plans: list[tuple[tuple[float, ...], Plan]] = []
     for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
@@ -73,6 +76,7 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
             for reason, count in tally.counts.most_common()
         ),
         evaluated=tally.evaluated,
+        notes=notes,
     )
 
 
@@ -113,7 +117,7 @@ class _Explorer:
         self.known.setdefault((tp, stages), found.deployment)
         costs = self.costs.get((tp, stages))
         if costs is None:
-            costs = size_costs(found.deployment, args, size_pairs(found.deployment.config, options))
+            costs = size_costs(found.deployment, args, size_pairs(found.deployment.config, options), media_of(options))
             self.costs[tp, stages] = costs
         grid = evaluate(found.deployment, costs, options, _concurrency(options))
         _count(grid, flags, self.tally)
@@ -178,7 +182,7 @@ def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, best: tuple[int, in
     found = layout(explorer.model, explorer.gpus, chosen, explorer.vllm_version, grid.deployment)
     if found.deployment is None:
         return None
-    assessment = assess_deployment(found.deployment)
+    assessment = assess_deployment(found.deployment, media_of(options))
     if not assessment.estimate.starts:
         return None
     return Plan(chosen, assessment, _full_length_requests(assessment), _headroom(assessment))

@@ -18,17 +18,21 @@ LENGTH_STEPS = 16
 class Workload(Value):
     """The load that a plan must hold.
 
-    `concurrency` requests of max_model_len tokens at once; `images` and `videos` of the given size in each request
-    (width and height in pixels, seconds of video). `max_model_len` is the shortest length that will do.
+    `concurrency` requests of max_model_len tokens at once (None: what the objective asks for). `min_model_len`: the
+    shortest length that will do. `images` and `videos` in each request, None where the user says nothing; sizes in
+    pixels before the processor resizes them.
     """
 
     concurrency: int | None = None
-    images: int = 0
-    image_width: int = 1024
-    image_height: int = 1024
-    videos: int = 0
-    video_seconds: float = 0.0
     min_model_len: int = 1
+    images: int | None = None
+    image_size: tuple[int, int] = (1024, 1024)
+    videos: int | None = None
+    video_seconds: float = 30.0
+
+    @property
+    def states_media(self) -> bool:
+        return self.images is not None or self.videos is not None
 
 
 class SearchOptions(Value):
