@@ -32,6 +32,7 @@ class FlagReader:
         assert compute is not None
         self.human_ints = _human_ints(compute)
         self.none_choice = _none_choice(compute)
+        self.engine_fields = set(tree.fields(self.engine, "AsyncEngineArgs"))
         self.flags: list[tuple[Any, ...]] = []
 
     def read(self) -> list[tuple[Any, ...]]:
@@ -221,7 +222,17 @@ class FlagReader:
         kind = "str" if arity in ("switch", "bool") else keywords.get("type") or "str"
         default = keywords.get("default", False if arity == "switch" else None)
         choices = _frozen(keywords.get("choices") or ())
-        self.flags.append((tuple(options), tuple(negatives), dest, arity, kind, choices, _frozen(default)))
+        row = (
+            tuple(options),
+            tuple(negatives),
+            dest,
+            arity,
+            kind,
+            choices,
+            _frozen(default),
+            dest in self.engine_fields,
+        )
+        self.flags.append(row)
 
 
 def _kind(node: ast.expr) -> str:

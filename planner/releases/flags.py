@@ -20,7 +20,8 @@ class Flag(NamedTuple):
     "optional" none or one, "append" one and may be repeated. `kind`: how the value is read: int, float, str, json,
     json_or_str, human_int (`32k`), human_int_or_auto, lower_snake (`a-B` is `a_b`); a "?" at the end: `None` and the
     empty text are accepted as no value. `choices`: the only values accepted, empty for any. `default`: a plain value,
-    or its source in angle brackets where only running vLLM tells it.
+    or its source in angle brackets where only running vLLM tells it. `engine`: a field of EngineArgs, which `LLM(...)`
+    takes too; else an option of the HTTP server.
     """
 
     options: tuple[str, ...]
@@ -30,6 +31,7 @@ class Flag(NamedTuple):
     kind: str
     choices: tuple[Any, ...]
     default: Any
+    engine: bool
 
     @property
     def name(self) -> str:
