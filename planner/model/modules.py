@@ -56,7 +56,7 @@ class Buffer(Module):
 
     Buffers with the same non-empty `shared_key` are one allocation (vLLM caches rotary tables in _ROPE_DICT).
     Replicated, unless tensor parallelism divides `shard_dim`; of that dimension each rank holds `whole_size` elements
-    whole.
+    whole. `registered` False: a plain tensor that the module keeps, not among the model's buffers.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +64,7 @@ class Buffer(Module):
     shared_key: str = ""
     shard_dim: int | None = None
     whole_size: int = 0
+    registered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,8 @@ ARCHITECTURES: dict[str, str] = {
     "Gemma2ForCausalLM": "gemma:gemma2",
     "Gemma3ForCausalLM": "gemma:gemma3",
     "Gemma3ForConditionalGeneration": "gemma:gemma3_mm",
+    "Gemma4ForCausalLM": "gemma4:gemma4",
+    "Gemma4ForConditionalGeneration": "gemma4:gemma4_mm",
     "LlavaForConditionalGeneration": "llava:llava",
     "LlavaNextForConditionalGeneration": "llava:llava_next",
     "LlavaOnevisionForConditionalGeneration": "llava:llava_onevision",

@@ -75,6 +75,8 @@ def rotary_cache(
 
     Layers whose call has the same arguments share one allocation.
     """
+    if rotary_dim is None and parameters.get("rope_type") == "proportional":
+        rotary_dim = head_size  # the entries that do not rotate are in the table too (gemma4_rope.py:46)
     if rotary_dim is None:
         rotary_dim = int(parameters.get("rope_dim") or head_size * parameters.get("partial_rotary_factor", 1.0))
     rows = rotary_rows(parameters, max_position)

@@ -29,7 +29,7 @@ from planner.sharding.packed_cache import packed_cache_spec
 from planner.sharding.pipeline import is_on_stage, layer_range
 from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
 from planner.sharding.quantization.select import Selector, selector_for
-from planner.sharding.rank import LayerKVSpec, RankShare, Tensor
+from planner.sharding.rank import LayerKVSpec, RankShare, Tensor, TensorRole
 from planner.sharding.state import mamba_spec
 from planner.values import DType, reject
 
@@ -106,6 +106,7 @@ class _RankBuilder:
         self.loaded: list[Tensor] = []
         self.kv_layers: list[LayerKVSpec] = []
         self._buffers: set[str] = set()
+        self._attention_names: set[str] = set()
         self._encoder_data_parallel = config.mm_encoder_tp_mode == "data" and model.supports_encoder_tp_data
 
     @singledispatchmethod
@@ -133,7 +134,8 @@ class _RankBuilder:
         if module.shard_dim is not None:
             size = divide(shape[module.shard_dim] - module.whole_size, self._tp(module)) + module.whole_size
             shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])
-        self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype, "buffer"),)))
+        role: TensorRole = "buffer" if module.registered else "workspace"
+        self._emit(module, Storage((Stored("", shape, module.dtype or self.config.dtype, role),)))
 
     @add.register
     def _(self, module: Linear) -> None:
@@ -268,6 +270,9 @@ class _RankBuilder:
         buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES if module.registered)
         self._emit(module, Storage(buffers, tuple(stored for stored in buffers if stored.name not in replaced)))
         self._emit(module, scales)
+        self._attention_names.add(module.name)
+        if module.shares_kv_with is not None and module.shares_kv_with not in self._attention_names:
+            raise reject("parallelism", unshared(module.name, module.shares_kv_with))
         if module.kind == "encoder_only" or module.shares_kv_with is not None:
             return
         self.kv_layers.append(
@@ -343,6 +348,14 @@ class _RankBuilder:
 
         self.created.extend(tensors(storage.created))
         self.loaded.extend(tensors(storage.after_load))
+
+
+def unshared(name: str, target: str) -> str:
+    """vLLM's refusal of a layer whose keys and values are another stage's (layers/attention/attention.py:55)."""
+    return (
+        f"Specified KV sharing target layer for {name} is not valid: target layer {target} "
+        "is not a valid Attention layer in the model."
+    )
 
 
 def with_bias(storage: Storage, linear: LinearShard, bias: bool) -> Storage:

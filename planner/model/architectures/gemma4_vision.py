@@ -69,7 +69,7 @@ def with_gemma4_towers(config: ConfigView, text: Architecture) -> Architecture:
 
 def _per_layer_inputs(config: ConfigView, text: Architecture) -> list[Module]:
     """One input batch of per-layer embeddings where the decoder has them (gemma4_mm.py:1088)."""
-    width = config.section("text_config", "gemma4_text").raw("hidden_size_per_layer_input") or 0
+    width = config.section("text_config", "gemma4_text").explicit("hidden_size_per_layer_input") or 0
     return [TokenBuffer(name="per_layer_embeddings", columns=text.text.num_hidden_layers * width)] if width else []
 
 
