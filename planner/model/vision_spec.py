@@ -21,7 +21,8 @@ class Encoder(Value):
     more embeddings to each token). `projector_size`: width of the projector's or merger's hidden layer.
     `window_pixels`: side of a local-attention window, None where every layer attends to the whole image;
     `full_attention_layers`: the layers that do so all the same. `prefix_tokens`: class and register tokens in each
-    sequence. `max_positions`: rows of a learned position table, 0 where there is none.
+    sequence. `max_positions`: rows of a learned position table, 0 where there is none. `keeps_hidden_states`: all
+    layers' outputs are kept for a projector that reads several of them (models/vision.py).
     """
 
     hidden_size: int
@@ -37,6 +38,7 @@ class Encoder(Value):
     full_attention_layers: tuple[int, ...] = ()
     prefix_tokens: int = 0
     max_positions: int = 0
+    keeps_hidden_states: bool = False
 
 
 class DynamicPatches(Value):

@@ -9,20 +9,40 @@ from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.linear import CUBLAS, CUBLASLT, CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes, linear_runs
 from planner.memory.multimodal.budget import encoder_budget
-from planner.memory.multimodal.flash_splits import flash_splits
 from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.plain_tower import PlainRun, Projector, write_plain
 from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
-from planner.memory.multimodal.tower import Tower, TowerRun
+from planner.memory.multimodal.styles import TowerStyle, tower_of
+from planner.memory.multimodal.tower import TowerRun
 from planner.memory.program import Program
 from planner.model.modules import Linear, QKVLinear
 from planner.model.spec import ModelSpec
-from planner.model.vision_spec import DynamicPatches, Encoder, VisionSpec
+from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Slices, VisionSpec
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
-_QWEN = ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3_5")
-_HOPPER_SM_COUNT = 132
+_SOUND = ("Qwen2Audio", "Qwen2_5Omni")
+_STYLES: dict[str, TowerStyle] = {
+    "Qwen2VL": "qwen2",
+    "Qwen2_5_VL": "qwen2_5",
+    "Qwen2_5Omni": "qwen2_5",
+    "Qwen3VL": "qwen3",
+    "Qwen3_5": "qwen3",
+    "Glm4v": "glm4v",
+    "Llava": "plain",
+    "LlavaNext": "plain",
+    "LlavaOnevision": "plain",
+    "Gemma3": "plain",
+    "InternVL": "plain",
+    "InternS1": "plain",
+    "Idefics3": "plain",
+    "MiniCPMV": "plain",
+    "Mllama4": "moonvit",
+    "KimiVL": "moonvit",
+    "Mistral3": "pixtral",
+    "PaddleOCRVL": "rotated",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,55 +159,60 @@ def _run_tower(
 ) -> int:
     vision = model.vision
     assert vision is not None
-    if vision.family in _QWEN and isinstance(vision.image, DynamicPatches) and vision.encoder is not None:
-        encoder, image = vision.encoder, vision.image
-        run = TowerRun(p, _tower(model, share, config, encoder, items, tp), sum(entry.patches for entry in items))
-        levels = encoder.deepstack_levels
-        merger = QwenMerger(
-            merge=image.merge_size,
-            output=encoder.output_size // (1 + levels),
-            deepstack=levels,
-            windowed=encoder.window_pixels is not None,
-            position_table=encoder.max_positions > 0,
-        )
-        return write_qwen(run, merger, items)
-    raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
+    sound = items[0].modality == "audio"
+    encoder = vision.audio_encoder if sound else vision.encoder
+    style = "audio" if sound and vision.family in _SOUND else None if sound else _style(vision)
+    if encoder is None or style is None:
+        raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
+    quantized = _quantizes_inputs(model, share, config)
+    tower = tower_of(encoder, style, config, items, 1 if style == "audio" else tp, quantized=quantized)
+    run = TowerRun(p, tower, sum(entry.patches for entry in items))
+    if style in ("qwen2", "qwen2_5", "qwen3", "glm4v"):
+        assert isinstance(vision.image, DynamicPatches)
+        return write_qwen(run, _merger(encoder, vision.image), items)
+    return write_plain(run, _plain(encoder, style, config), _projector(vision, encoder, style, items, tower.tp), items)
 
 
-def _tower(
-    model: ModelSpec, share: RankShare, config: EngineConfig, encoder: Encoder, items: Sequence[MediaItem], tp: int
-) -> Tower:
-    """The encoder's sizes in vLLM's terms. Attention is FlashAttention from compute capability 8.0 on, for 16-bit
-    heads of a multiple of 8 up to 256 (vLLM 0.26.0 platforms/cuda.py:495, v1/attention/backends/flash_attn.py:168)."""
-    flash = (
-        config.compute_capability >= (8, 0)
-        and config.dtype != "float32"
-        and encoder.head_size % 8 == 0
-        and encoder.head_size <= 256
-    )
-    return Tower(
-        hidden=encoder.hidden_size,
-        heads=encoder.num_heads,
-        head_size=encoder.head_size,
-        inner=encoder.intermediate_size,
-        layers=encoder.num_layers,
-        tp=tp,
-        item=DTYPE_BYTES[config.dtype],
-        gated=encoder.mlp_shards == 2,
-        fused_residual=encoder.window_pixels is not None,
-        gathers_qkv=model.vision is not None and model.vision.family == "Qwen2VL",
-        rotary_size=encoder.head_size // 2,
-        flash=flash,
-        splits=_splits(config, encoder, items, tp) if flash and config.compute_capability[0] == 9 else 1,
-        quantized_inputs=_quantizes_inputs(model, share, config),
+def _style(vision: VisionSpec) -> TowerStyle | None:
+    if vision.family == "Llava" and isinstance(vision.image, LongestEdge):
+        return "pixtral"
+    return _STYLES.get(vision.family)
+
+
+def _merger(encoder: Encoder, image: DynamicPatches) -> QwenMerger:
+    levels = encoder.deepstack_levels
+    return QwenMerger(
+        merge=image.merge_size,
+        output=encoder.output_size // (1 + levels),
+        deepstack=levels,
+        windowed=encoder.window_pixels is not None,
+        position_table=encoder.max_positions > 0,
     )
 
 
-def _splits(config: EngineConfig, encoder: Encoder, items: Sequence[MediaItem], tp: int) -> int:
-    longest = max(-(-entry.patches // entry.sequences) for entry in items)
-    sequences = sum(entry.sequences for entry in items)
-    sm_count = config.sm_count or _HOPPER_SM_COUNT
-    return flash_splits(encoder.num_heads // tp, encoder.head_size, longest, sequences, sm_count)
+def _plain(encoder: Encoder, style: TowerStyle, config: EngineConfig) -> PlainRun:
+    if style == "pixtral":
+        return PlainRun(mask="batch", rotary_bytes=2 * encoder.head_size * DTYPE_BYTES[config.dtype])
+    if style == "moonvit":
+        return PlainRun(rotary_bytes=4 * encoder.head_size)
+    return PlainRun(mask="sequence" if style == "audio" else "none", all_states=encoder.keeps_hidden_states)
+
+
+def _projector(
+    vision: VisionSpec, encoder: Encoder, style: TowerStyle, items: Sequence[MediaItem], tp: int
+) -> Projector:
+    """The features of a token are those of the patches that it stands for."""
+    patches, tokens = sum(item.patches for item in items), sum(item.tokens for item in items)
+    merged = max(1, patches // max(tokens, 1))
+    single = vision.family in ("Gemma3", "Idefics3") or style == "audio"
+    return Projector(
+        features=encoder.hidden_size * merged,
+        inner=0 if single else encoder.projector_size or encoder.output_size,
+        output=encoder.output_size,
+        tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4") else 1,
+        shuffles=merged > 1,
+        resamples=isinstance(vision.image, Slices) and style == "plain",
+    )
 
 
 def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:

@@ -7,11 +7,42 @@ from planner.errors import InputError, UnsupportedError
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import PatchRule
-from planner.model.vision_spec import DynamicPatches, Modality, VisionSpec
+from planner.memory.multimodal.rule import MediaRule
+from planner.memory.multimodal.shaped import EdgeRule, Gemma4Rule, GlmRule, KimiRule, PaddleRule
+from planner.memory.multimodal.sound import SoundRule
+from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule
+from planner.model.vision_spec import (
+    DynamicPatches,
+    FixedSize,
+    LongestEdge,
+    Modality,
+    Pinpoints,
+    Slices,
+    Tiles,
+    VisionSpec,
+)
 
 _MIDDLING = (24, 28, 32, 36, 40, 48, 56, 64)
 """Patches along a side of a square image between the smallest and the largest attention grids of Hopper cards."""
 _PIXEL_KEYS = ("min_pixels", "max_pixels", "size")
+_SHAPED: dict[str, tuple[type[PatchRule], tuple[str, ...]]] = {
+    "Qwen2VL": (PatchRule, _PIXEL_KEYS),
+    "Qwen2_5_VL": (PatchRule, _PIXEL_KEYS),
+    "Qwen2_5Omni": (PatchRule, _PIXEL_KEYS),
+    "Qwen3VL": (PatchRule, _PIXEL_KEYS),
+    "Qwen3_5": (PatchRule, _PIXEL_KEYS),
+    "Glm4v": (GlmRule, _PIXEL_KEYS),
+    "KimiVL": (KimiRule, ("in_token_limit",)),
+    "PaddleOCRVL": (PaddleRule, _PIXEL_KEYS),
+    "Gemma4": (Gemma4Rule, ("max_soft_tokens",)),
+}
+_TILED = {
+    "InternVL": ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail"),
+    "InternS1": ("max_patches",),
+    "Idefics3": ("do_image_splitting", "size"),
+    "Mllama4": ("max_patches",),
+}
+_FIXED = {"Llava": (), "Gemma3": ("do_pan_and_scan", "pan_and_scan_max_num_crops")}
 
 
 def media_item(
@@ -31,11 +62,15 @@ def media_item(
     """
     if modality not in vision.modalities:
         raise InputError(f"the model takes {', '.join(vision.modalities)}, not {modality}")
-    rule = patch_rule(vision, kwargs)
+    if modality == "audio":
+        return sound_rule(vision).sound(seconds or 0)
+    rule = visual_rule(vision, kwargs)
+    if width < 1 or height < 1:
+        raise InputError(f"a {modality} needs its width and height")
     if modality == "image":
         return rule.image(width, height)
     if frames is None and seconds is None:
-        raise InputError(f"a {modality} needs its seconds or frames")
+        raise InputError("a video needs its seconds or frames")
     return rule.video(width, height, rule.sampled_frames(seconds or 0) if frames is None else frames)
 
 
@@ -45,23 +80,32 @@ def largest_items(vision: VisionSpec, config: EngineConfig) -> tuple[LargestItem
     Source: vLLM 0.26.0 multimodal/encoder_budget.py:16 get_mm_max_toks_per_item.
     """
     options = {(modality, name): value for modality, name, value in config.mm_limit_options}
-    rule = patch_rule(vision, processor_kwargs(config.mm_processor_kwargs))
+    kwargs = processor_kwargs(config.mm_processor_kwargs)
+    active = active_modalities(vision, config)
     found = []
-    for modality in active_modalities(vision, config):
+    for modality in active:
         width, height = options.get((modality, "width")), options.get((modality, "height"))
-        if modality == "image":
-            found.append(rule.largest_image(width, height))
+        if modality == "audio":
+            found.append(sound_rule(vision).largest())
+        elif modality == "image":
+            found.append(visual_rule(vision, kwargs).largest_image(width, height))
         else:
-            found.append(rule.largest_video(config.max_model_len, options.get((modality, "num_frames")), width, height))
+            frames = options.get((modality, "num_frames"))
+            rule = visual_rule(vision, kwargs)
+            found.append(rule.largest_video(config.max_model_len, "image" in active, frames, width, height))
     return tuple(found)
 
 
 def worst_items(vision: VisionSpec, config: EngineConfig, budget_tokens: int) -> tuple[MediaItem, ...]:
     """Items of which a full step can cost most: the largest that a request can bring of each modality, and images of
     the sizes at which attention keeps partial results (planner.memory.multimodal.flash_splits)."""
-    rule = patch_rule(vision, processor_kwargs(config.mm_processor_kwargs))
+    kwargs = processor_kwargs(config.mm_processor_kwargs)
     found = []
     for modality in active_modalities(vision, config):
+        if modality == "audio":
+            found.append(sound_rule(vision).largest().item)
+            continue
+        rule = visual_rule(vision, kwargs)
         if modality == "image":
             largest = rule.largest_image(None, None).item
             found.append(largest)
@@ -82,8 +126,37 @@ def active_modalities(vision: VisionSpec, config: EngineConfig) -> tuple[Modalit
     return tuple(modality for modality in vision.modalities if item_limit(vision, config, modality) > 0)
 
 
-def patch_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> PatchRule:
-    if not isinstance(vision.image, DynamicPatches):
-        raise UnsupportedError("media", f"media of {vision.family} models are not supported by this planner")
-    kwargs.refuse_all_but(vision.family, *_PIXEL_KEYS)
-    return PatchRule(vision.image, kwargs)
+def visual_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> MediaRule:
+    """The rule of the model's images and videos. UnsupportedError for a family that is not known here."""
+    image, family = vision.image, vision.family
+    if isinstance(image, DynamicPatches) and family in _SHAPED:
+        rule, known = _SHAPED[family]
+        kwargs.refuse_all_but(family, *known)
+        return rule(family, image, kwargs)
+    if isinstance(image, Tiles) and family in _TILED:
+        kwargs.refuse_all_but(family, *_TILED[family])
+        return TileRule(family, image, kwargs)
+    if isinstance(image, FixedSize) and family in _FIXED:
+        kwargs.refuse_all_but(family, *_FIXED[family])
+        return FixedRule(family, image, kwargs)
+    if isinstance(image, Pinpoints):
+        kwargs.refuse_all_but(family)
+        return PinpointRule(family, image)
+    if isinstance(image, LongestEdge):
+        kwargs.refuse_all_but(family, "size")
+        return EdgeRule(family, image, kwargs)
+    if isinstance(image, Slices):
+        kwargs.refuse_all_but(family, "max_slice_nums")
+        return SliceRule(family, image, kwargs)
+    raise UnsupportedError("media", f"media of {family} models are not supported by this planner")
+
+
+def processed_within(vision: VisionSpec, key: str) -> bool:
+    """Whether a key of --mm-processor-kwargs changes the sizes of this family's images."""
+    return key in _SHAPED.get(vision.family, (PatchRule, ()))[1]
+
+
+def sound_rule(vision: VisionSpec) -> SoundRule:
+    if vision.audio is None or vision.family == "Gemma4":
+        raise UnsupportedError("media", f"sound of {vision.family} models is not supported by this planner")
+    return SoundRule(vision.family, vision.audio)

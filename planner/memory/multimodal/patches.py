@@ -12,10 +12,10 @@ from math import ceil, floor, isqrt, sqrt
 from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
+from planner.memory.multimodal.rule import CHANNELS, MediaRule
 from planner.model.vision_spec import DynamicPatches, Modality
 
 MAX_ASPECT_RATIO = 200
-_CHANNELS = 3
 _LOADER_FPS = 2
 _LOADER_FRAMES = (4, 768)
 _MARKERS = 2
@@ -62,10 +62,11 @@ def most_features(factor: int, max_pixels: int) -> tuple[int, int]:
     return factor * short, factor * long
 
 
-@dataclass(frozen=True, slots=True)
-class PatchRule:
-    """A DynamicPatches rule under the processor kwargs of one deployment."""
+@dataclass(frozen=True)
+class PatchRule(MediaRule):
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL and models with their processors."""
 
+    family: str
     rule: DynamicPatches
     kwargs: ProcessorKwargs
 
@@ -112,7 +113,7 @@ class PatchRule:
         return LargestItem(modality="image", max_tokens=full.tokens, item=dummy)
 
     def largest_video(
-        self, max_model_len: int, frames: int | None, width: int | None, height: int | None
+        self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
     ) -> LargestItem:
         if self.rule.video_pixels == "total":
             return self._largest_total_video(frames, width, height)
@@ -167,7 +168,7 @@ class PatchRule:
             prompt_tokens=tokens + (self._stamps(frames, times) if stamped else _MARKERS),
             patches=patches,
             sequences=times,
-            input_values=patches * _CHANNELS * rule.temporal_patch_size * rule.patch_size**2,
+            input_values=patches * CHANNELS * rule.temporal_patch_size * rule.patch_size**2,
             width=width,
             height=height,
             grid=grid,

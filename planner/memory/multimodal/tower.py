@@ -8,6 +8,7 @@ towers are checked to the byte against runs on an H200.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from planner.memory.program import Program
 
@@ -17,9 +18,10 @@ class Tower:
     """Sizes of one tower on one rank, in elements; `tp` divides the widths of heads and MLPs.
 
     `fused_residual`: the second norm adds the residual in place (Qwen2.5-VL). `gated`: gate and up are one projection.
-    `gathers_qkv`: the fused projection is gathered over the ranks (Qwen2-VL). `rotary_size`: columns of cos, and of
-    sin. `flash`: attention keeps a log-sum-exp in float32. `splits`: parts of the keys, each with a float32 output
-    of its own (FlashAttention 3). `quantized_inputs`: linears quantize what they read.
+    `gathers_qkv`: the fused projection is gathered over the ranks (Qwen2-VL). `rotation`: how query and key are
+    rotated; `rotary_size`: columns of cos, and of sin. `flash`: attention keeps a log-sum-exp in float32. `splits`:
+    parts of the keys, each with a float32 output of its own (FlashAttention 3). `transposes`: PyTorch's attention,
+    whose output is copied back to rows. `quantized_inputs`: linears quantize what they read.
     """
 
     hidden: int
@@ -32,9 +34,11 @@ class Tower:
     gated: bool = False
     fused_residual: bool = False
     gathers_qkv: bool = False
+    rotation: Literal["none", "joined", "contiguous", "complex"] = "none"
     rotary_size: int = 0
     flash: bool = True
     splits: int = 1
+    transposes: bool = False
     quantized_inputs: bool = False
 
 
@@ -52,31 +56,21 @@ class TowerRun:
         count = self.rows if rows is None else rows
         return self.p.alloc(name, constant=int(count * width * self.tower.item))
 
-    def block(self, x: int) -> int:
-        """One transformer block: hands over the new hidden states and frees the old ones."""
-        mixed = self._attention_half(x)
-        if self.tower.fused_residual:
-            down = self._mlp("MLP output")
-            out = self.tensor("hidden states", self.tower.hidden)
-            self.p.free(x, mixed, down)
-            return out
-        normed = self.tensor("normalized MLP input", self.tower.hidden)
-        down = self._mlp("MLP output")
-        self.p.free(normed)
-        out = self.tensor("hidden states", self.tower.hidden)
-        self.p.free(mixed, down)
-        return out
-
-    def _attention_half(self, x: int) -> int:
-        """Norm, attention and, but for a fused residual, the sum that replaces `x`."""
+    def block(self, x: int | None) -> int:
+        """One transformer block. The tower's loop holds the old hidden states until the block returns; None where
+        something else holds them longer still."""
         normed = self.tensor("normalized input", self.tower.hidden)
-        attended = self.attention()
+        middle = self.attention()
         self.p.free(normed)
-        if self.tower.fused_residual:
-            return attended
-        total = self.tensor("hidden states", self.tower.hidden)
-        self.p.free(attended, x)
-        return total
+        if not self.tower.fused_residual:
+            total = self.tensor("hidden states after attention", self.tower.hidden)
+            self.p.free(middle)
+            middle = total
+        inner = None if self.tower.fused_residual else self.tensor("normalized MLP input", self.tower.hidden)
+        down = self._mlp()
+        out = self.tensor("hidden states", self.tower.hidden)
+        self.p.free(down, inner, middle, x)
+        return out
 
     def attention(self) -> int:
         tower, width = self.tower, self.width
@@ -88,15 +82,35 @@ class TowerRun:
             parts = self.tensor("query, key and value, rank by rank", 3 * width)
             held.append(self.tensor("query, key and value of all ranks", 3 * width))
             self.p.free(parts)
-        if tower.rotary_size:
-            held.append(self.tensor("query and key", 2 * rank))
-            held.append(self.tensor("rotated query and key", 2 * rank))
+        held += self._rotate(rank)
         output = self.tensor("attention output", rank)
         if tower.flash:
             self._flash_scratch(tower.heads // tower.tp)
+        if tower.transposes:
+            held.append(self.tensor("attention output in rows", rank))
         result = self.row_linear("attention block output", rank, tower.hidden)
         self.p.free(output, *held)
         return result
+
+    def _rotate(self, rank: int) -> list[int]:
+        """Query and key copied together, then rotated. Complex rotation works on float32 copies of each."""
+        tower = self.tower
+        if tower.rotation == "none":
+            return []
+        if tower.rotation == "complex":
+            wide = 4 * self.rows * rank
+            scratch = [self.p.alloc(f"{name} in float32", constant=wide) for name in ("query", "key")]
+            scratch += [self.p.alloc(f"rotated {name} in float32", constant=wide) for name in ("query", "key")]
+            rotated = [self.tensor("rotated query", rank), self.tensor("rotated key", rank)]
+            self.p.free(*scratch)
+            return rotated
+        if tower.rotation == "joined":
+            return [self.tensor("query and key", 2 * rank), self.tensor("rotated query and key", 2 * rank)]
+        copies = self.tensor("contiguous query and key", 2 * rank)
+        value = self.tensor("contiguous value", rank)
+        held = [value, self.tensor("query and key", 2 * rank), self.tensor("rotated query and key", 2 * rank)]
+        self.p.free(copies)
+        return held
 
     def _flash_scratch(self, heads: int) -> None:
         scratch = [self.p.alloc("softmax log-sum-exp", constant=4 * self.rows * heads)]
@@ -107,7 +121,7 @@ class TowerRun:
             scratch.append(self.p.alloc("partial log-sum-exps", constant=partial))
         self.p.free(*scratch)
 
-    def _mlp(self, name: str) -> int:
+    def _mlp(self) -> int:
         tower = self.tower
         inner = tower.inner // tower.tp
         scratch = self._quantized(tower.hidden)
@@ -118,7 +132,7 @@ class TowerRun:
         active = self.tensor("MLP activation", inner)
         if not tower.gated:
             self.p.free(up)
-        down = self.row_linear(name, inner, tower.hidden)
+        down = self.row_linear("MLP output", inner, tower.hidden)
         self.p.free(active)
         if tower.gated:
             self.p.free(up)

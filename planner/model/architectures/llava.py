@@ -133,6 +133,7 @@ def _spec(config: ConfigView, vision: ConfigView, family: str, output: int, imag
     encoder = encoder_of(
         vision, feature_depth(config, vision), output, gated=gated, prefix_tokens=classes, projector_size=output
     )
+    encoder = encoder.model_copy(update={"keeps_hidden_states": isinstance(config.raw("vision_feature_layer"), list)})
     modalities = ("image", "video") if family == "LlavaOnevision" else ("image",)
     return VisionSpec(family=family, modalities=modalities, encoder=encoder, image=image)  # type: ignore[arg-type]
 

@@ -1,0 +1,102 @@
+"""One embed_multimodal call of the plain vision transformers: CLIP, SigLIP, InternViT, Pixtral, MoonViT, Llama 4's, and
+Whisper's audio encoder; and of the projectors behind them.
+
+Derived from the code, not measured. Left out: workspaces that cuDNN may take for the patch convolution.
+Source: vLLM 0.26.0 model_executor/models/{clip,siglip,intern_vit,pixtral,moonvit,mllama4,idefics2_vision_model}.py and
+the classes that call them; transformers 5.14.1 models/qwen2_audio/modeling_qwen2_audio.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.tower import TowerRun
+
+_BLOCKS = 2
+_MASK_UNIT = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projector:
+    """What turns features into embeddings. `features`: width of what it reads for each token; `inner`: its hidden
+    layer, 0 for a single linear; `tp`: ranks that divide the hidden layer. `shuffles`: features are first copied into
+    another order. `resamples`: MiniCPM-V's, whose keys and values for each patch are as wide as its output."""
+
+    features: int
+    inner: int
+    output: int
+    tp: int
+    shuffles: bool = False
+    resamples: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainRun:
+    """`all_states`: every layer's hidden states are kept for several feature layers. `mask`: none; one over all
+    patches of the batch ("batch", Pixtral); or one for each sequence ("sequence", Whisper in transformers).
+    `rotary_bytes`: the rotary table of one row."""
+
+    all_states: bool = False
+    mask: Literal["none", "batch", "sequence"] = "none"
+    rotary_bytes: int = 0
+
+
+def write_plain(run: TowerRun, plain: PlainRun, projector: Projector, items: Sequence[MediaItem]) -> int:
+    """Write the run over `items`; the handle of their embeddings, in one tensor."""
+    p, tower = run.p, run.tower
+    p.stage("patch embedding")
+    held = [run.tensor("embedded patches", tower.hidden)]
+    if plain.rotary_bytes:
+        held.append(p.alloc("rotary table of the patches", constant=run.rows * plain.rotary_bytes))
+    held += _mask(run, plain, items)
+    if plain.all_states:
+        held.append(run.tensor("hidden states of all layers", tower.hidden * tower.layers))
+    x: int | None = None
+    for layer in range(min(tower.layers, _BLOCKS)):
+        p.stage(f"encoder block {layer}")
+        x = run.block(x)
+    p.stage("projector")
+    features = run.tensor("features", tower.hidden)
+    p.free(x, *held)
+    tokens = sum(item.tokens for item in items)
+    out = _resample(run, projector, tokens) if projector.resamples else _project(run, projector, tokens)
+    p.free(features)
+    return out
+
+
+def _mask(run: TowerRun, plain: PlainRun, items: Sequence[MediaItem]) -> list[int]:
+    """A dense mask in the model's dtype; PyTorch pads a copy of it to a multiple of 16 columns for its kernel."""
+    if plain.mask == "none":
+        return []
+    lengths = [run.rows] if plain.mask == "batch" else [item.patches for item in items]
+    cells = sum(length**2 for length in lengths)
+    masks = [run.p.alloc("attention mask", constant=cells * run.tower.item)]
+    if any(length % _MASK_UNIT for length in lengths):
+        padded = sum(length * -(-length // _MASK_UNIT) * _MASK_UNIT for length in lengths)
+        masks.append(run.p.alloc("attention mask, padded", constant=padded * run.tower.item))
+    return masks
+
+
+def _project(run: TowerRun, projector: Projector, tokens: int) -> int:
+    p = run.p
+    copied = run.tensor("features in token order", projector.features, tokens) if projector.shuffles else None
+    active: int | None = None
+    if projector.inner:
+        hidden = run.tensor("projector hidden layer", projector.inner / projector.tp, tokens)
+        active = run.tensor("projector activation", projector.inner / projector.tp, tokens)
+        p.free(hidden)
+    out = run.tensor("embeddings", projector.output, tokens)
+    p.free(copied, active)
+    return out
+
+
+def _resample(run: TowerRun, projector: Projector, tokens: int) -> int:
+    """Queries attend to the patches: projected, normalized, with positions, then as keys and as values."""
+    names = ("projected patches", "normalized patches", "patches with positions", "keys", "values")
+    held = [run.tensor(name, projector.output) for name in names]
+    out = run.tensor("embeddings", projector.output, tokens)
+    run.p.free(*held)
+    return out

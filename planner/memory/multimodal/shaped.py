@@ -1,0 +1,181 @@
+"""Images that keep their shape in other ways than Qwen-VL's: GLM-4V, Kimi-VL, PaddleOCR-VL, Gemma 4, Pixtral.
+
+Source: vLLM 0.26.0 model_executor/models/{glm4_1v,kimi_vl,paddleocr_vl,gemma4_mm,pixtral}.py; transformers 5.14.1
+models/{glm4v,pixtral}/image_processing_*.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import floor, sqrt
+
+from planner.memory.multimodal.item import LargestItem, MediaItem
+from planner.memory.multimodal.kwargs import ProcessorKwargs
+from planner.memory.multimodal.patches import PatchRule, smart_resize
+from planner.memory.multimodal.rule import CHANNELS, MediaRule
+from planner.model.vision_spec import LongestEdge
+
+_HUGE = 9_999_999
+_KIMI_DUMMY = 1024
+_GEMMA4_FRAME_MARKERS = 8
+
+
+@dataclass(frozen=True)
+class GlmRule(PatchRule):
+    """GLM-4V bounds an image as a video of one temporal patch; its dummy is whatever a huge square becomes."""
+
+    def image(self, width: int, height: int) -> MediaItem:
+        temporal = self.rule.temporal_patch_size
+        high, wide = self._at_least_one_cell(width, height)
+        high, wide = smart_resize(high, wide, self.factor, self.image_bounds, temporal, temporal)
+        return self._item("image", 1, high, wide)
+
+    def video(self, width: int, height: int, frames: int) -> MediaItem:
+        high, wide = self._at_least_one_cell(width, height)
+        return super().video(wide, high, max(frames, self.rule.temporal_patch_size))
+
+    def largest_size(self) -> tuple[int, int]:
+        item = self.image(_HUGE, _HUGE)
+        return item.width, item.height
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        return MediaRule.largest_image(self, width, height)
+
+    def largest_video(
+        self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
+    ) -> LargestItem:
+        """The number of frames whose tokens are most without exceeding the context, beside an image if allowed."""
+        wide, high = self.largest_size()
+        room = max_model_len - (self.image(wide, high).tokens if beside_image else 0)
+        budgeted = self._fullest(wide, high, room)
+        alone = self._fullest(wide, high, max_model_len)
+        wide, high = min(wide, width or wide), min(high, height or high)
+        dummy = self.video(wide, high, min(alone.frames, frames or alone.frames))
+        return LargestItem(modality="video", max_tokens=budgeted.tokens, item=dummy)
+
+    def longest_video(self, max_tokens: int) -> MediaItem:
+        return self._fullest(*self.largest_size(), max_tokens)
+
+    def _fullest(self, width: int, height: int, max_tokens: int) -> MediaItem:
+        videos = [self.video(width, height, frames) for frames in range(1, self.rule.max_video_frames + 1)]
+        fitting = [video for video in videos if video.tokens <= max_tokens]
+        return max(fitting, key=lambda video: video.tokens, default=videos[0])
+
+    def _at_least_one_cell(self, width: int, height: int) -> tuple[int, int]:
+        scale = max(1.0, self.factor / height, self.factor / width)
+        return int(height * scale), int(width * scale)
+
+
+@dataclass(frozen=True)
+class KimiRule(PatchRule):
+    """Kimi-VL shrinks to a number of patches and pads to whole cells; its dummy is 1024 x 1024."""
+
+    def image(self, width: int, height: int) -> MediaItem:
+        patch, limit = self.rule.patch_size, self.kwargs.count("in_token_limit")
+        most = limit or self.rule.max_pixels // patch**2
+        cells = (width // patch) * (height // patch)
+        if cells > most:
+            scale = sqrt(most / cells)
+            width, height = int(width * scale), int(height * scale)
+        return self._item("image", 1, -(-height // self.factor) * self.factor, -(-width // self.factor) * self.factor)
+
+    def largest_size(self) -> tuple[int, int]:
+        return _KIMI_DUMMY, _KIMI_DUMMY
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        return MediaRule.largest_image(self, width, height)
+
+
+@dataclass(frozen=True)
+class PaddleRule(PatchRule):
+    """PaddleOCR-VL's dummy is the squarest image of the most whole cells."""
+
+    def largest_size(self) -> tuple[int, int]:
+        cells = self.image_bounds.high // self.factor**2
+        high = int(sqrt(cells))
+        return cells // high * self.factor, high * self.factor
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        return MediaRule.largest_image(self, width, height)
+
+
+@dataclass(frozen=True)
+class Gemma4Rule(PatchRule):
+    """Gemma 4 enlarges or shrinks each image to its number of tokens, and pads its patches to the most there can be."""
+
+    @property
+    def most_tokens(self) -> int:
+        return self.kwargs.count("max_soft_tokens") or self.rule.max_pixels // self.factor**2
+
+    def image(self, width: int, height: int) -> MediaItem:
+        return self._padded(width, height, self.most_tokens)
+
+    def video(self, width: int, height: int, frames: int) -> MediaItem:
+        frame = self._padded(width, height, self.rule.video_max_pixels // self.factor**2)
+        return replace(
+            frame,
+            modality="video",
+            tokens=frames * frame.tokens,
+            prompt_tokens=frames * (frame.tokens + _GEMMA4_FRAME_MARKERS),
+            patches=frames * frame.patches,
+            sequences=frames,
+            input_values=frames * frame.input_values,
+            frames=frames,
+        )
+
+    def sampled_frames(self, seconds: float) -> int:
+        return self.rule.max_video_frames
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        item = self._padded(self.factor * self.most_tokens, self.factor, self.most_tokens)
+        return LargestItem(modality="image", max_tokens=self.most_tokens, item=item)
+
+    def largest_video(
+        self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
+    ) -> LargestItem:
+        most = min(self.rule.max_video_frames, frames or self.rule.max_video_frames)
+        tokens = self.rule.video_max_pixels // self.factor**2
+        item = self.video(self.factor * tokens, self.factor, most)
+        return LargestItem(modality="video", max_tokens=most * (tokens + _GEMMA4_FRAME_MARKERS), item=item)
+
+    def longest_video(self, max_tokens: int) -> MediaItem:
+        return self.largest_video(max_tokens, False, None, None, None).item
+
+    def squares(self, sides: tuple[int, ...]) -> tuple[MediaItem, ...]:
+        return ()
+
+    def _padded(self, width: int, height: int, most: int) -> MediaItem:
+        patch, cell = self.rule.patch_size, self.factor
+        scale = sqrt(most * self.rule.merge_size**2 / (height / patch * (width / patch)))
+        high, wide = (max(cell, floor(side * scale / cell) * cell) for side in (height, width))
+        tokens = min(high * wide // cell**2, most)
+        patches = most * self.rule.merge_size**2
+        return MediaItem(
+            modality="image", tokens=tokens, prompt_tokens=tokens + 2, patches=patches, sequences=1,
+            input_values=patches * CHANNELS * patch**2, width=wide, height=high,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EdgeRule(MediaRule):
+    """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more."""
+
+    family: str
+    rule: LongestEdge
+    kwargs: ProcessorKwargs
+
+    def image(self, width: int, height: int) -> MediaItem:
+        most = self.kwargs.edge("longest_edge") or self.rule.image_size
+        scale = max(width / most, height / most)
+        if scale > 1:
+            width, height = floor(width / scale), floor(height / scale)
+        cell = self.rule.patch_size * self.rule.merge_size
+        rows, columns = (height - 1) // cell + 1, (width - 1) // cell + 1
+        tokens, patches = rows * columns, rows * columns * self.rule.merge_size**2
+        return MediaItem(
+            modality="image", tokens=tokens, prompt_tokens=tokens + rows, patches=patches, sequences=1,
+            input_values=patches * CHANNELS * self.rule.patch_size**2, width=columns * cell, height=rows * cell,
+        )  # fmt: skip
+
+    def largest_size(self) -> tuple[int, int]:
+        return self.rule.image_size, self.rule.image_size
