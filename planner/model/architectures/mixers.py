@@ -19,7 +19,7 @@ MAMBA1_CHUNK = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mamba2:
-    """Sizes of a Mamba-2 mixer, whole model. `state_kind` of vLLM is MAMBA2; `rms_norm` False: gated without a norm."""
+    """Sizes of a Mamba-2 mixer, whole model. `rms_norm` False: gated without a norm."""
 
     hidden_size: int
     inner_size: int

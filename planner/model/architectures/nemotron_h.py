@@ -61,7 +61,7 @@ def nemotron_h(config: ConfigView) -> Architecture:
         modules=tuple(modules),
         text=dims,
         names=PackedNames(
-            fused=QKV_FUSED, prefixes=(("backbone", "model"), ("model.embeddings", "model.embed_tokens"))
+            fused={**QKV_FUSED}, prefixes=(("backbone", "model"), ("model.embeddings", "model.embed_tokens"))
         ),
         is_moe=sparse,
         is_hybrid=True,
