@@ -27,7 +27,12 @@ def vplan() -> Callable[..., subprocess.CompletedProcess[str]]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("VPLAN", "HF_"))}
         clean |= {"XDG_CONFIG_HOME": "/nonexistent", "HF_HUB_OFFLINE": "1", **(env or {})}
         return subprocess.run(
-            [sys.executable, "-m", "planner", *args], capture_output=True, text=True, timeout=60, cwd=cwd or ROOT, env=clean
+            [sys.executable, "-m", "planner", *args],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=cwd or ROOT,
+            env=clean,
         )
 
     return run
@@ -45,6 +50,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
             path.write_text(text, encoding="utf-8")
             return
         assert path.exists(), f"{path} is missing: run ./check tests --rewrite and read the result"
-        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), f"{name} changed: rewrite with ./check tests --rewrite and read the diff"
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), (
+            f"{name} changed: rewrite with ./check tests --rewrite and read the diff"
+        )
 
     return check

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from planner.engine.config import EngineConfig
 from planner.memory.assess import Deployment
-from planner.memory.kv_capacity import largest_max_model_len, num_blocks
+from planner.memory.kv_capacity import largest_max_model_len, num_blocks, whole_requests
 from planner.search.costs import Costs, Ints
 from planner.search.space import BATCHED_TOKENS, LENGTH_STEPS, SEQUENCES, UTILIZATIONS, SearchOptions, ladder
 from planner.values import Bottleneck
@@ -20,12 +20,17 @@ VERDICTS: tuple[Bottleneck | None, ...] = (None, "startup_memory", "weights", "k
 """Verdict codes of a grid: 0 holds, the others name the bottleneck."""
 
 
+CONCURRENCY_LENGTH = 8192
+"""max_model_len of the concurrency objective where the user names none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """One layout's candidates. Axes: 0 sizes (max_num_seqs with max_num_batched_tokens), 1 utilization, 2 length.
 
     `longest`: [sizes, utilization], the longest max_model_len that holds the requests asked for, 0 where none does;
-    `blocks` and `needed_device_bytes` (margin included): [sizes, utilization]; `verdicts`: index into VERDICTS.
+    `blocks`, `needed_device_bytes` (margin included) and `requests` (of the greatest length, held at once): [sizes,
+    utilization]; `verdicts`: index into VERDICTS.
     """
 
     deployment: Deployment
@@ -35,6 +40,7 @@ class Grid:
     lengths: Ints
     blocks: Ints
     longest: Ints
+    requests: Ints
     needed_device_bytes: Ints
     verdicts: npt.NDArray[np.int8]
 
@@ -70,6 +76,7 @@ def evaluate(deployment: Deployment, costs: Costs, options: SearchOptions, concu
         lengths=lengths,
         blocks=blocks,
         longest=np.where(late | heavy | over, 0, longest),
+        requests=whole_requests(deployment.pool, blocks, upper, batched),
         needed_device_bytes=needed,
         verdicts=_verdicts(longest, lengths, (late, heavy, over)),
     )
@@ -92,6 +99,9 @@ def _lengths(deployment: Deployment, options: SearchOptions) -> Ints:
     config, model = deployment.config, deployment.model
     if "max_model_len" in options.given and config.max_model_len != -1:
         return np.array([config.max_model_len], dtype=np.int64)
+    if options.objective == "concurrency":
+        wanted = max(options.workload.min_model_len, CONCURRENCY_LENGTH)
+        return np.array([min(wanted, model.derived_max_model_len)], dtype=np.int64)
     low = min(max(options.workload.min_model_len, 512), model.derived_max_model_len)
     return np.array(ladder(low, model.derived_max_model_len, LENGTH_STEPS, 256), dtype=np.int64)
 

@@ -121,12 +121,11 @@ class _Explorer:
             self.costs[tp, stages] = costs
         grid = evaluate(found.deployment, costs, options, _concurrency(options))
         _count(grid, flags, self.tally)
-        best = _best(grid, found, options)
-        if best is None:
-            return
-        plan = _plan(self, args, grid, best)
-        if plan is not None:
-            yield _score_of(plan, options), plan
+        for sizes, column in _best(grid, found, options):
+            plan = _plan(self, args, grid, sizes, column)
+            if plan is not None:
+                yield _score_of(plan, options), plan
+                return
 
 
 def _concurrency(options: SearchOptions) -> int:
@@ -135,10 +134,13 @@ def _concurrency(options: SearchOptions) -> int:
     return BALANCED_CONCURRENCY if options.objective == "balanced" and "max_model_len" not in options.given else 1
 
 
-def _best(grid: Grid, found: Layout, options: SearchOptions) -> tuple[int, int] | None:
-    """(sizes, utilization) with the best objective; near ties go to vLLM's default sizes and the lower utilization."""
+def _best(grid: Grid, found: Layout, options: SearchOptions) -> list[tuple[int, int]]:
+    """(sizes, utilization) by falling objective, each pair of sizes at its best utilization.
+
+    Near ties go to vLLM's default sizes and to the lower utilization.
+    """
     if not (grid.verdicts == 0).any():
-        return None
+        return []
     longest = grid.longest
     fixed = int(grid.lengths[-1])
     floor = int(grid.lengths[0])
@@ -148,16 +150,16 @@ def _best(grid: Grid, found: Layout, options: SearchOptions) -> tuple[int, int] 
         value = np.log2(np.maximum(longest, 1))
         value = value + np.where(longest >= fixed, 0.25 * np.log2(np.maximum(tokens, 1)), 0.0)
     else:
-        value = np.log2(np.maximum(tokens, 1))
+        value = np.log2(np.maximum(np.minimum(grid.requests, grid.seqs[:, None]), 1))
     config = found.deployment.config if found.deployment else None
     assert config is not None
     preferred_seqs = _preferred_seqs(options, config.max_num_seqs)
     drift = np.abs(np.log2(grid.seqs / preferred_seqs)) + np.abs(np.log2(grid.tokens / config.max_num_batched_tokens))
     value = np.where(holds, value - _OCTAVE * drift[:, None], -np.inf)
-    if not np.isfinite(value).any():
-        return None
-    sizes, utilization = np.unravel_index(int(np.argmax(value)), value.shape)
-    return int(sizes), int(utilization)
+    columns = np.argmax(value, axis=1)
+    best = value[np.arange(len(columns)), columns]
+    order = np.argsort(-best, kind="stable")
+    return [(int(sizes), int(columns[sizes])) for sizes in order if np.isfinite(best[sizes])]
 
 
 def _preferred_seqs(options: SearchOptions, default: int) -> int:
@@ -167,8 +169,18 @@ def _preferred_seqs(options: SearchOptions, default: int) -> int:
     return next((size for size in SEQUENCES if size >= wanted), SEQUENCES[-1])
 
 
-def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, best: tuple[int, int]) -> Plan | None:
-    sizes, column = best
+def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, column: int) -> Plan | None:
+    """The candidate replayed whole. Where the grid was too hopeful about the device, the next lower utilizations."""
+    for lower in range(column, -1, -1):
+        if grid.longest[sizes, lower] <= 0:
+            continue
+        plan = _replayed(explorer, args, grid, sizes, lower)
+        if plan is not None:
+            return plan
+    return None
+
+
+def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, column: int) -> Plan | None:
     options = explorer.options
     update: dict[str, object] = {
         "max_num_seqs": int(grid.seqs[sizes]),
@@ -183,9 +195,13 @@ def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, best: tuple[int, in
     if found.deployment is None:
         return None
     assessment = assess_deployment(found.deployment, media_of(options))
-    if not assessment.estimate.starts:
+    per_gpu = assessment.estimate.per_gpu
+    if not assessment.estimate.starts or per_gpu is None:
         return None
-    return Plan(chosen, assessment, _full_length_requests(assessment), _headroom(assessment))
+    need = per_gpu.used_after_startup_bytes + per_gpu.vision_encoder_runtime_peak_bytes
+    if need * (1 + options.safety_margin) > per_gpu.total_memory_bytes:
+        return None
+    return Plan(chosen, assessment, _full_length_requests(assessment), per_gpu.total_memory_bytes - need)
 
 
 def _full_length_requests(assessment: Assessment) -> int:
@@ -200,18 +216,12 @@ def _full_length_requests(assessment: Assessment) -> int:
     )
 
 
-def _headroom(assessment: Assessment) -> int:
-    per_gpu = assessment.estimate.per_gpu
-    assert per_gpu is not None
-    return per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes - per_gpu.vision_encoder_runtime_peak_bytes
-
-
 def _score_of(plan: Plan, options: SearchOptions) -> float:
     cache, engine = plan.estimate.kv_cache, plan.estimate.engine
     assert cache is not None
     assert engine is not None
     if options.objective == "concurrency":
-        return float(plan.concurrency)
+        return float(min(plan.concurrency, engine.max_num_seqs))
     return float(engine.max_model_len) * (1.0 + 1e-9 * plan.concurrency) + min(plan.concurrency, 10**6) * 1e-3
 
 

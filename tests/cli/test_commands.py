@@ -43,17 +43,34 @@ def test_estimate_json_is_the_contract(vplan, small):
     cache = answer["kv_cache"]
     assert cache["bytes_per_block"] == 24 * 16 * 2 * (64 + 64) * 2
     assert cache["groups"] == [
-        {"kind": "full_attention", "num_layers": 24, "num_kv_heads": 2, "head_size": 64, "block_size": 16, "page_size_bytes": 8192}
+        {
+            "kind": "full_attention",
+            "num_layers": 24,
+            "num_kv_heads": 2,
+            "head_size": 64,
+            "block_size": 16,
+            "page_size_bytes": 8192,
+        }
     ]
 
 
 def test_the_device_lines_add_up(vplan, small):
     answer = json.loads(vplan("estimate", "--model", str(small), "--gpus", "l4:1", "--format", "json").stdout)
     gpu = answer["per_gpu"]
-    parts = ("cuda_context", "non_torch", "weights_memory", "runner_state", "kv_cache_allocated", "cuda_graph_actual", "allocator_retained")
+    parts = (
+        "cuda_context",
+        "non_torch",
+        "weights_memory",
+        "runner_state",
+        "kv_cache_allocated",
+        "cuda_graph_actual",
+        "allocator_retained",
+    )
     assert sum(gpu[f"{part}_bytes"] for part in parts) == gpu["used_after_startup_bytes"]
     engine = ("weights_memory", "peak_activation", "non_torch", "cuda_graph_estimate")
-    assert gpu["requested_memory_bytes"] - sum(gpu[f"{part}_bytes"] for part in engine) == gpu["available_kv_cache_bytes"]
+    assert (
+        gpu["requested_memory_bytes"] - sum(gpu[f"{part}_bytes"] for part in engine) == gpu["available_kv_cache_bytes"]
+    )
 
 
 def test_formats(vplan, small):
@@ -138,7 +155,9 @@ def test_a_huge_config_is_refused_unread(vplan, tmp_path):
     one_line(done.stderr)
 
 
-@pytest.mark.parametrize("name", ["with space", "quo'te", "$(touch pwned)", "`id`", "-leading", "naïve✓", 'dou"ble', "a;b", "new\nline"])
+@pytest.mark.parametrize(
+    "name", ["with space", "quo'te", "$(touch pwned)", "`id`", "-leading", "naïve✓", 'dou"ble', "a;b", "new\nline"]
+)
 def test_hostile_folder_names_stay_one_argument(vplan, tmp_path, name):
     folder = tmp_path / name
     folder.mkdir()

@@ -37,7 +37,10 @@ def holds(model: ModelSpec, gpus: GpuPool, args: EngineArgs, concurrency: int) -
     if not found.estimate.starts or found.deployment is None or found.config is None or found.estimate.kv_cache is None:
         return False
     requests = whole_requests(
-        found.deployment.pool, found.estimate.kv_cache.num_gpu_blocks, found.config.max_model_len, found.config.max_num_batched_tokens
+        found.deployment.pool,
+        found.estimate.kv_cache.num_gpu_blocks,
+        found.config.max_model_len,
+        found.config.max_num_batched_tokens,
     )
     return int(requests) >= concurrency
 
@@ -75,10 +78,28 @@ def test_refused_layouts_are_counted_with_vllms_sentence():
 
 def test_fixed_flags_are_respected():
     args = EngineArgs(tensor_parallel_size=2, max_num_seqs=16, max_num_batched_tokens=4096, max_model_len=2048,
-                      kv_cache_dtype="auto", gpu_memory_utilization=0.8, enforce_eager=True)  # fmt: skip
-    given_names = ("tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len", "kv_cache_dtype", "gpu_memory_utilization", "enforce_eager")
+                      kv_cache_dtype="auto", gpu_memory_utilization=0.55, enforce_eager=True)  # fmt: skip
+    given_names = (
+        "tensor_parallel_size",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "max_model_len",
+        "kv_cache_dtype",
+        "gpu_memory_utilization",
+        "enforce_eager",
+    )
     result = search(tiny(), pool("6GiB", 4), SearchOptions(args=args, given=given_names), VERSION)
     assert [plan.args for plan in result.plans] == [args]
+
+
+def test_the_concurrency_objective_serves_more_at_once():
+    model, gpus = tiny(), pool("4GiB")
+    context, concurrency = (
+        search(model, gpus, SearchOptions(objective=name), VERSION).plans[0] for name in ("context", "concurrency")
+    )
+    assert concurrency.concurrency > context.concurrency
+    assert concurrency.args.max_num_seqs >= min(concurrency.concurrency, 1024)
+    assert concurrency.args.max_model_len < context.args.max_model_len
 
 
 def test_fp8_cache_never_comes_before_the_models_own():
@@ -93,7 +114,7 @@ def test_the_device_keeps_the_margin_free():
             per_gpu = plan.estimate.per_gpu
             assert per_gpu is not None
             need = per_gpu.used_after_startup_bytes + per_gpu.vision_encoder_runtime_peak_bytes
-            assert need * (1 + margin) <= per_gpu.total_memory_bytes * 1.005
+            assert need * (1 + margin) <= per_gpu.total_memory_bytes
             assert plan.headroom_bytes == per_gpu.total_memory_bytes - need
 
 
@@ -112,7 +133,10 @@ def test_deterministic():
 @settings(max_examples=12, deadline=None)
 @given(small=st.integers(2500, 6000), more=st.integers(0, 3000))
 def test_more_memory_never_gives_a_shorter_plan(small, more):
-    model, options = tiny(), SearchOptions(objective="context", args=EngineArgs(enforce_eager=True), given=("enforce_eager",))
+    model, options = (
+        tiny(),
+        SearchOptions(objective="context", args=EngineArgs(enforce_eager=True), given=("enforce_eager",)),
+    )
 
     def longest(mib: int) -> int:
         plans = search(model, pool(f"{mib}MiB"), options, VERSION).plans
