@@ -15,7 +15,7 @@ from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess, refused_estimate
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
-from planner.model.spec import ModelSpec
+from planner.model.spec import ModelFiles, ModelSpec
 from planner.search.plan import SearchResult
 from planner.search.space import SearchOptions
 from planner.serve.command import serve_argv, shell_command
@@ -45,11 +45,8 @@ class Request(Value):
         return self.vllm_version or DEFAULT_VERSION
 
 
-def load_spec(request: Request) -> ModelSpec:
-    """The model that the request names, from a folder, a catalog or a hub.
-
-    Raises Rejected where this vLLM release refuses the architecture or its quantization section.
-    """
+def load_files(request: Request) -> ModelFiles:
+    """The small files of the model that the request names, from a folder, a catalog or a hub."""
     from planner.sources.load import load_model
 
     source: Literal["hf", "modelscope"]
@@ -59,9 +56,17 @@ def load_spec(request: Request) -> ModelSpec:
         source = "modelscope"
     else:
         raise InputError(f"--source: choose hf or modelscope, not {request.source!r}")
-    files = load_model(
+    return load_model(
         request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs
     )
+
+
+def load_spec(request: Request) -> ModelSpec:
+    """The model that the request names.
+
+    Raises Rejected where this vLLM release refuses the architecture or its quantization section.
+    """
+    files = load_files(request)
     overrides = _json_object(request.args.hf_overrides, "--hf-overrides")
     refuse_architecture(architecture_of(ConfigView({**files.config, **overrides})), request.version)
     return build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
@@ -119,4 +124,4 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
     return value
 
 
-__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "launches", "load_gpus", "load_spec"]
+__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "launches", "load_files", "load_gpus", "load_spec"]
