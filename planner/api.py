@@ -56,9 +56,7 @@ def load_files(request: Request) -> ModelFiles:
         source = "modelscope"
     else:
         raise InputError(f"--source: choose hf or modelscope, not {request.source!r}")
-    return load_model(
-        request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs
-    )
+    return load_model(request.model, source=source, offline=request.offline, model_catalog_paths=request.model_catalogs)
 
 
 def load_spec(request: Request) -> ModelSpec:
@@ -124,4 +122,14 @@ def _json_object(text: str | None, where: str) -> dict[str, Any]:
     return value
 
 
-__all__ = ["DEFAULT_VERSION", "Request", "SearchOptions", "estimate", "fit", "launches", "load_files", "load_gpus", "load_spec"]
+__all__ = [
+    "DEFAULT_VERSION",
+    "Request",
+    "SearchOptions",
+    "estimate",
+    "fit",
+    "launches",
+    "load_files",
+    "load_gpus",
+    "load_spec",
+]
