@@ -59,7 +59,9 @@ def batch_tier(gpu: GpuSpec, release: Release) -> BatchTier:
     name = gpu.device_name.lower()
     for tier in release.batch_tiers:
         large_enough = gpu.total_memory_bytes >= tier.min_memory_bytes
-        named_out = any(part in name for part in tier.not_named)
+        named_out = any(part in name for part in tier.not_named) or (
+            bool(tier.named) and not any(part in name for part in tier.named)
+        )
         if large_enough and not named_out and gpu.compute_capability not in tier.not_capability:
             return tier
     return release.batch_tiers[-1]

@@ -31,7 +31,7 @@ def resolve_graphs(
 ) -> GraphPlan:  # fmt: skip
     """The plan at the default optimization level. `uniform_decode`: the attention backends capture speculative decode
     steps whole. Source also: vLLM 0.26.0 config/compilation.py:1353 resolve_cudagraph_mode_and_sizes."""
-    mode = _mode(args, model, speculation, uniform_decode)
+    mode = _mode(args, model, release, speculation, uniform_decode)
     if mode == "NONE":
         return GraphPlan(mode=mode, capture_sizes=())
     query_length = 1 + speculation.num_speculative_tokens
@@ -42,11 +42,11 @@ def resolve_graphs(
     if cap is None:
         blackwell = capability[0] == 10
         widest = release.capture_cap_data_center_blackwell if blackwell else release.capture_cap
-        cap = min(max_num_seqs * query_length * 2, widest)
+        cap = widest if release.capture_rule == "eights" else min(max_num_seqs * query_length * 2, widest)
     cap = min(max_num_batched_tokens, cap)
     if cap < 1:
         raise reject("flag", "Maximum cudagraph size should be greater than or equal to 1 when using cuda graph.")
-    sizes = set(capture_grid(cap))
+    sizes = set(_eights(cap) if release.capture_rule == "eights" else capture_grid(cap))
     if max_num_batched_tokens <= cap:
         sizes.add(max_num_batched_tokens)
     if release.capture_rule == "grid_and_decode_sizes" and not explicit:
@@ -62,12 +62,17 @@ def capture_grid(cap: int) -> tuple[int, ...]:
     return (*fine, *range(8, min(cap + 1, 256), 8), *range(256, cap + 1, 16))
 
 
-def _mode(args: EngineArgs, model: ModelSpec, speculation: Speculation, uniform_decode: bool) -> str:
+def _eights(cap: int) -> tuple[int, ...]:
+    """1, 2, 4 and every 8 up to `cap` (vLLM 0.8.3 config.py:3705)."""
+    return tuple(size for size in (1, 2, 4, *range(8, cap + 1, 8)) if size <= cap)
+
+
+def _mode(args: EngineArgs, model: ModelSpec, release: Release, speculation: Speculation, uniform_decode: bool) -> str:
     if runs_eager(args, model) or dict(args.env).get("TORCH_COMPILE_DISABLE") == "1":
         return "NONE"
     if model.facts.is_encoder_decoder or model.architecture in _FULL_BY_DEFAULT:
         return "FULL_DECODE_ONLY"
-    if speculation.num_speculative_tokens and not uniform_decode:
+    if not release.decode_graphs or (speculation.num_speculative_tokens and not uniform_decode):
         return "PIECEWISE"
     return "FULL_AND_PIECEWISE"
 

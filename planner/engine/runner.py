@@ -32,10 +32,9 @@ def resolve_runner(args: EngineArgs, model: ModelSpec, release: Release, specula
         if forced and unsupported:
             raise reject("flag", f"Model Runner V2 does not yet support: {', '.join(unsupported)}")
         return Runner(name="v2" if forced else "v1", reason=f"{VARIABLE}={int(forced)}")
-    if release.runner_rule == "dense_or_listed":
-        refused = _not_default(model, release)
-        if refused:
-            return Runner(name="v1", reason=refused)
+    refused = _not_default(model, release)
+    if refused:
+        return Runner(name="v1", reason=refused)
     if unsupported:
         return Runner(name="v1", reason=f"Model Runner V2 does not yet support {', '.join(unsupported)}")
     listed = model.architecture in release.v2_architectures
@@ -64,6 +63,14 @@ def _forced(args: EngineArgs) -> bool | None:
 
 
 def _not_default(model: ModelSpec, release: Release) -> str | None:
+    if release.runner_rule == "always_unless_unsupported":
+        return None
+    if release.runner_rule == "v1":
+        return f"vLLM {release.version} takes the V2 runner only when {VARIABLE} asks for it"
+    if release.runner_rule == "listed_dense":
+        if model.architecture in release.v2_architectures and not model.is_moe and model.quantization is None:
+            return None
+        return f"vLLM {release.version} takes V2 only for unquantized {', '.join(release.v2_architectures)}"
     if model.is_hybrid:
         return "hybrid models (attention with recurrent layers) stay on V1"
     if model.is_moe and model.architecture not in release.v2_architectures:

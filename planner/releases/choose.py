@@ -26,13 +26,16 @@ def release_for(version: str) -> ReleaseChoice:
     number = (int(match[1]), int(match[2]), int(match[3] or 0))
     if number < OLDEST:
         raise InputError(f"--vllm-version {version}: releases before 0.8 are not supported by this planner")
-    entry = min(
-        RELEASES,
-        key=lambda release: (_distance(number, version_number(release.version)), version_number(release.version)),
-    )
+    by_version = {release.version: release for release in RELEASES}
+    entry = by_version[nearest(number, tuple(by_version))]
     if version_number(entry.version) == number and not match[4]:
         return ReleaseChoice(requested=version, number=number, release=entry, warning=_unverified(entry))
     return ReleaseChoice(requested=version, number=number, release=entry, warning=_borrowed(version, entry))
+
+
+def nearest(number: tuple[int, int, int], versions: tuple[str, ...]) -> str:
+    """Of `versions` the nearest to `number`, the older of two equally near."""
+    return min(versions, key=lambda version: (_distance(number, version_number(version)), version_number(version)))
 
 
 def version_number(version: str) -> tuple[int, int, int]:
@@ -42,7 +45,9 @@ def version_number(version: str) -> tuple[int, int, int]:
 
 
 def _distance(left: tuple[int, int, int], right: tuple[int, int, int]) -> tuple[int, int, int]:
-    return abs(left[0] - right[0]), abs(left[1] - right[1]), abs(left[2] - right[2])
+    """Patch numbers of different minor releases say nothing about their distance."""
+    patch = abs(left[2] - right[2]) if left[:2] == right[:2] else 0
+    return abs(left[0] - right[0]), abs(left[1] - right[1]), patch
 
 
 def _unverified(entry: Release) -> str | None:

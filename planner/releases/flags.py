@@ -6,9 +6,10 @@ import re
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
-from planner.releases.choose import release_for
+from planner.releases.choose import nearest, release_for
 from planner.releases.removed_flags import REMOVED_FLAGS, RemovedFlag
 
+FLAG_TABLES = ("0.26.0", "0.33.0")
 Arity = Literal["switch", "bool", "value", "list", "optional", "append"]
 
 
@@ -40,8 +41,8 @@ class Flag(NamedTuple):
 
 
 def flags_for(version: str) -> tuple[Flag, ...]:
-    """The flags of `version`, or of the entered release nearest to it. InputError for what is no version."""
-    release = release_for(version).release.version
+    """The flags of `version`, or of the nearest release whose flags are known. InputError for what is no version."""
+    release = nearest(release_for(version).number, FLAG_TABLES)
     module = import_module(f"planner.releases.flags_v{release.replace('.', '_')}")
     return tuple(Flag(*row) for row in module.FLAGS)
 

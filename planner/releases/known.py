@@ -1,8 +1,8 @@
-"""The releases whose source was read. 0.26.0 is also measured; everything here is checked against those sources."""
+"""The releases that are entered, oldest first: read from their source, 0.26.0 also measured, a few inferred."""
 
 from __future__ import annotations
 
-from planner.releases.release import BatchTier, Release
+from planner.releases.release import BatchTier, Evidence, Release
 from planner.releases.removed import REMOVED_BY_0_26, REMOVED_BY_0_33
 from planner.units import GIB
 
@@ -22,6 +22,9 @@ _QUANTIZATION_METHODS_0_26 = (
     "quark", "moe_wna16", "torchao", "inc", "mxfp4", "gpt_oss_mxfp4", "deepseek_v4_fp8", "online",
     "fp8_per_tensor", "fp8_per_block", "fp8_per_channel", "int8_per_channel_weight_only", "nvfp4_per_token", "mxfp8",
 )  # fmt: skip
+
+_READ: Evidence = "read from source, not verified on hardware"
+_INFERRED: Evidence = "inferred from neighbouring releases and published logs, not verified on hardware"
 
 _LARGE_CARD = BatchTier(min_memory_bytes=70 * GIB, not_named=("a100",), max_num_batched_tokens=8192, max_num_seqs=1024)
 _SMALL_CARD = BatchTier(min_memory_bytes=0, max_num_batched_tokens=2048, max_num_seqs=256)
@@ -93,6 +96,7 @@ V0_33_0 = Release(
     v2_profiles_encoder=True,
     v2_profiles_cuda_graphs=True,
     ledger_rule="consumed_plus_headroom",
+    profile_splits_blocks=False,
     hybrid_prefix_caching_default=True,
     mamba_cache_modes=("align", "none"),
     kv_cache_dtypes=_KV_CACHE_DTYPES_0_33,
@@ -102,5 +106,118 @@ V0_33_0 = Release(
     pipeline_refused_architectures=(),
 )
 
-RELEASES: tuple[Release, ...] = (V0_26_0, V0_33_0)
+
+def _removed_before(version: tuple[int, int, int]) -> tuple[tuple[str, str], ...]:
+    """Classes that a release older than 0.26 no longer served."""
+    return tuple(
+        (name, last) for name, last in REMOVED_BY_0_26 if tuple(int(part) for part in last.split(".")) < version
+    )
+
+
+V0_29_0 = V0_33_0.model_copy(
+    update={
+        "version": "0.29.0",
+        "sources": (
+            "vLLM 0.29.0 config/cache.py:39,111",
+            "vLLM 0.29.0 config/vllm.py use_v2_model_runner",
+            "vLLM 0.29.0 engine/arg_utils.py get_batch_defaults",
+            "vLLM 0.29.0 v1/worker/gpu_worker.py determine_available_memory",
+            "vLLM 0.29.0 v1/worker/gpu/cudagraph_utils.py:718",
+        ),
+        "batch_tiers": (V0_33_0.batch_tiers[0], _LARGE_CARD, _SMALL_CARD),
+        "v2_speculative_methods": ("eagle", "eagle3", "mtp", "dflash", "dspark"),
+        "v2_refused_speculative_methods": (),
+        "profile_splits_blocks": True,
+        "kv_cache_dtypes": (*_KV_CACHE_DTYPES_0_26, "nvfp4_4over6"),
+        "mamba_cache_modes": ("all", "align", "none"),
+    }
+)
+
+V0_22_1 = V0_26_0.model_copy(
+    update={
+        "version": "0.22.1",
+        "evidence": _READ,
+        "sources": (
+            "vLLM 0.22.1 config/cache.py:66",
+            "vLLM 0.22.1 config/vllm.py:69,528",
+            "vLLM 0.22.1 v1/worker/gpu_worker.py determine_available_memory",
+        ),
+        "runner_rule": "listed_dense",
+        "v2_architectures": ("Qwen3ForCausalLM",),
+        "v2_speculative_methods": ("eagle", "eagle3", "mtp"),
+        "removed_architectures": _removed_before((0, 22, 1)),
+    }
+)
+
+V0_19_0 = V0_22_1.model_copy(
+    update={
+        "version": "0.19.0",
+        "sources": (
+            "vLLM 0.19.0 config/cache.py:41",
+            "vLLM 0.19.0 envs.py:250,1605",
+            "vLLM 0.19.0 v1/worker/gpu_worker.py determine_available_memory",
+            "vLLM 0.19.0 v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run",
+            "logs of 43 boots on H100, published by llm-d-planner",
+        ),
+        "default_gpu_memory_utilization": 0.9,
+        "runner_rule": "v1",
+        "v2_architectures": (),
+        "graph_budget": "opt_in",
+        "removed_architectures": _removed_before((0, 19, 0)),
+    }
+)
+
+V0_17_0 = V0_19_0.model_copy(
+    update={
+        "version": "0.17.0",
+        "evidence": _INFERRED,
+        "sources": ("vLLM 0.19.0", "peaks of Qwen3-14B on H100 from 0.15 to 0.18, published by llm-d-planner"),
+        "removed_architectures": _removed_before((0, 17, 0)),
+    }
+)
+
+V0_16_0 = V0_17_0.model_copy(
+    update={
+        "version": "0.16.0",
+        "graph_budget": "none",
+        "sampler_rule": "sorted",
+        "removed_architectures": _removed_before((0, 16, 0)),
+    }
+)
+
+V0_10_2 = V0_16_0.model_copy(
+    update={
+        "version": "0.10.2",
+        "sources": (
+            "vLLM 0.8.3 and 0.19.0",
+            "vLLM pull request 19312: the ledger of 0.8 was replaced by the sum of terms",
+        ),
+        "decode_graphs": False,
+        "capture_rule": "eights",
+        "removed_architectures": _removed_before((0, 10, 2)),
+    }
+)
+
+V0_8_3 = V0_10_2.model_copy(
+    update={
+        "version": "0.8.3",
+        "evidence": _READ,
+        "sources": (
+            "vLLM 0.8.3 config.py:1169,3705",
+            "vLLM 0.8.3 engine/arg_utils.py _set_default_args_v1",
+            "vLLM 0.8.3 v1/worker/gpu_worker.py determine_available_memory",
+            "vLLM 0.8.3 v1/sample/ops/topk_topp_sampler.py",
+        ),
+        "batch_tiers": (
+            BatchTier(min_memory_bytes=0, named=("h100", "h200"), max_num_batched_tokens=8192, max_num_seqs=1024),
+            BatchTier(min_memory_bytes=0, max_num_batched_tokens=2048, max_num_seqs=1024),
+        ),
+        "ledger_rule": "absolute_peak",
+        "removed_architectures": (),
+    }
+)
+
+RELEASES: tuple[Release, ...] = (
+    V0_8_3, V0_10_2, V0_16_0, V0_17_0, V0_19_0, V0_22_1, V0_26_0, V0_29_0, V0_33_0,
+)  # fmt: skip
 DEFAULT_VERSION = V0_26_0.version

@@ -2,7 +2,7 @@ import pytest
 
 from planner.errors import InputError
 from planner.releases.choose import release_for
-from planner.releases.known import DEFAULT_VERSION, RELEASES, V0_26_0, V0_33_0
+from planner.releases.known import DEFAULT_VERSION, RELEASES, V0_8_3, V0_19_0, V0_26_0, V0_33_0
 
 
 def test_verified_release_answers_without_warning():
@@ -21,13 +21,18 @@ def test_release_read_from_source_says_so():
 @pytest.mark.parametrize(
     ("version", "entry"),
     [
-        ("0.8.0", "0.26.0"),
-        ("0.8.3", "0.26.0"),
-        ("0.19.0", "0.26.0"),
+        ("0.8.0", "0.8.3"),
+        ("0.9.1", "0.8.3"),
+        ("0.12.0", "0.10.2"),
+        ("0.15.0", "0.16.0"),
+        ("0.18.0", "0.17.0"),
+        ("0.20.1", "0.19.0"),
+        ("0.21.0", "0.22.1"),
         ("0.26.1rc1.dev608", "0.26.0"),
         ("0.26.0.post1", "0.26.0"),
-        ("0.29.0", "0.26.0"),
-        ("0.30.0", "0.33.0"),
+        ("0.28.0", "0.29.0"),
+        ("0.30.0", "0.29.0"),
+        ("0.31.0", "0.29.0"),
         ("0.40", "0.33.0"),
     ],
 )
@@ -57,3 +62,20 @@ def test_later_release_differs_where_the_sources_differ():
     assert "bitsandbytes" in V0_26_0.quantization_methods
     assert "bitsandbytes" not in V0_33_0.quantization_methods
     assert set(V0_26_0.kv_cache_dtypes) < set(V0_33_0.kv_cache_dtypes)
+
+
+def test_older_releases_keep_their_own_ledger_and_defaults():
+    assert V0_8_3.ledger_rule == "absolute_peak"
+    assert V0_8_3.sampler_rule == "sorted"
+    assert {tier.max_num_seqs for tier in V0_8_3.batch_tiers} == {1024}
+    assert V0_19_0.default_gpu_memory_utilization == 0.9
+    assert V0_19_0.graph_budget == "opt_in"
+    assert V0_26_0.graph_budget == "default"
+
+
+def test_entries_are_in_order_and_refuse_only_what_was_gone_by_then():
+    numbers = [tuple(int(part) for part in release.version.split(".")) for release in RELEASES]
+    assert numbers == sorted(numbers)
+    assert "BaichuanForCausalLM" in dict(V0_26_0.removed_architectures)
+    assert "BaichuanForCausalLM" not in dict(V0_19_0.removed_architectures)
+    assert "Phi3SmallForCausalLM" in dict(V0_19_0.removed_architectures)
