@@ -17,20 +17,6 @@ _OPTIONS = {
     "audio": ("count", "length"),
 }
 _OLD_SYNTAX = re.compile(r"\w+=[0-9]+(?:,\w+=[0-9]+)*")
-_ENCODER_DATA_PARALLEL = frozenset({
-    "ColQwen3", "ColQwen3_5", "Cosmos3EdgeForConditionalGeneration", "Cosmos3ForConditionalGeneration",
-    "DotsOCRForCausalLM", "Eagle2_5_VLForConditionalGeneration", "Exaone4_5_ForConditionalGeneration",
-    "Glm4vForConditionalGeneration", "Glm4vMoeForConditionalGeneration", "GlmOcrForConditionalGeneration",
-    "H2OVLChatModel", "HunYuanVLForConditionalGeneration", "InternS1ProForConditionalGeneration",
-    "InternS2PreviewForConditionalGeneration", "InternVLChatModel", "IsaacForConditionalGeneration", "JinaVLForRanking",
-    "KimiK25ForConditionalGeneration", "KimiVLForConditionalGeneration", "Llama4ForConditionalGeneration", "MiniCPMO",
-    "MiniCPMV", "MiniCPMV4_6ForConditionalGeneration", "MiniMaxM3SparseForConditionalGeneration", "NVLM_D",
-    "OpenCUAForConditionalGeneration", "OpsColQwen3Model", "QianfanOCRForConditionalGeneration",
-    "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration", "Qwen3VLNemotronEmbedModel", "Qwen3_5ForConditionalGeneration",
-    "Qwen3_5MoeForConditionalGeneration", "Step3VLForConditionalGeneration", "Step3p7ForConditionalGeneration",
-    "StepVLForConditionalGeneration",
-})  # fmt: skip
 
 
 class MediaLimits(Value):
@@ -63,9 +49,8 @@ def resolve_media(args: EngineArgs, model: ModelSpec) -> MediaLimits:
 
 
 def resolve_encoder_mode(args: EngineArgs, model: ModelSpec) -> tuple[Literal["weights", "data"], tuple[str, ...]]:
-    """`data` falls back to `weights` for classes without it. Source: vLLM 0.26.0 config/model.py:700 and the classes
-    with supports_encoder_tp_data."""
-    if args.mm_encoder_tp_mode == "data" and model.vision and model.architecture not in _ENCODER_DATA_PARALLEL:
+    """`data` falls back to `weights` for classes without it. Source: vLLM 0.26.0 config/model.py:700."""
+    if args.mm_encoder_tp_mode == "data" and model.vision and not model.supports_encoder_tp_data:
         warning = (
             "This model does not support `--mm-encoder-tp-mode data`. Falling back to `--mm-encoder-tp-mode weights`."
         )

@@ -300,6 +300,7 @@ class TestMedia:
         return dense(
             architecture="Qwen2_5_VLForConditionalGeneration",
             vision=VisionSpec(family="qwen2_vl", modalities=("image", "video")),
+            supports_encoder_tp_data=True,
         )
 
     def test_limits(self, dense, card):
