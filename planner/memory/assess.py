@@ -21,7 +21,7 @@ from planner.memory.kv_capacity import (
 from planner.memory.kv_pool import KVPool, build_pool
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCacheSummary, PerGpu
-from planner.memory.runtime import RuntimeTerms, retained_bytes, runtime_terms
+from planner.memory.runtime import RuntimeTerms, encoder_peak, retained_bytes, runtime_terms
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import kv_layers, shard_stages
@@ -116,7 +116,12 @@ def assess_deployment(deployment: Deployment, workload: MediaWorkload | None = N
         engine=_engine(config, pool),
         per_gpu=per_gpu,
         kv_cache=_cache(pool, fullest, blocks, config),
-        warnings=(*config.warnings, *deployment.model.notes, *_slack_warning(per_gpu, rejection)),
+        warnings=(
+            *config.warnings,
+            *deployment.model.notes,
+            *_slack_warning(per_gpu, rejection),
+            *_encoder_warning(deployment, workload),
+        ),
     )
     return Assessment(estimate, config, deployment, terms)
 
@@ -208,6 +213,13 @@ def _slack_warning(per_gpu: PerGpu, rejection: Rejection | None) -> tuple[str, .
         f"and only {format_gib(per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes)} is left on the device; lower "
         "--gpu-memory-utilization, --limit-mm-per-prompt or max_pixels",
     )
+
+
+def _encoder_warning(deployment: Deployment, workload: MediaWorkload | None) -> tuple[str, ...]:
+    if deployment.model.vision is None:
+        return ()
+    reason = encoder_peak(deployment.model, deployment.shares[0], deployment.config, workload)[1]
+    return () if reason is None else (reason,)
 
 
 def _per_gpu(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from planner.engine.config import EngineConfig
+from planner.errors import UnsupportedError
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import cuda_graph_actual_bytes, cuda_graph_estimate_bytes
 from planner.memory.kv_pool import KVPool, StagePool
+from planner.memory.multimodal.encoder import profiles_encoder
 from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
@@ -74,8 +77,24 @@ def runtime_terms(boot: Boot, workload: MediaWorkload | None = None) -> RuntimeT
         runner_state_bytes=boot.runner_state_bytes,
         cuda_graph_actual_bytes=cuda_graph_actual_bytes(model, share, config),
         cuda_context_bytes=context.value,
-        encoder_runtime_peak_bytes=encoder_runtime_peak_bytes(model, share, config, workload),
+        encoder_runtime_peak_bytes=encoder_peak(model, share, config, workload)[0],
     )
+
+
+def encoder_peak(
+    model: ModelSpec, share: RankShare, config: EngineConfig, workload: MediaWorkload | None
+) -> tuple[int, str | None]:
+    """The encoder's peak at run time in bytes, or 0 with the reason why it is not known.
+
+    The V2 runner of 0.26 has the encoder in no term of its ledger, so an unknown tower leaves that ledger whole. Where
+    the engine profiles the encoder, UnsupportedError goes through: then every figure depends on it.
+    """
+    try:
+        return encoder_runtime_peak_bytes(model, share, config, workload), None
+    except UnsupportedError as unknown:
+        if profiles_encoder(model, share, config):
+            raise
+        return 0, f"the vision encoder's run-time memory is not counted: {unknown}"
 
 
 def retained_bytes(boot: Boot, pool: KVPool, stage: StagePool, blocks: int) -> int:

@@ -16,9 +16,9 @@ from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import captured_graphs, cuda_graph_actual_bytes, cuda_graph_estimate_bytes
 from planner.memory.measured_constants import GRAPH_NODE_BYTES
-from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
+from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
-from planner.memory.runtime import retained_bytes, thin
+from planner.memory.runtime import encoder_peak, retained_bytes, thin
 
 Ints = npt.NDArray[np.int64]
 
@@ -98,7 +98,7 @@ def _encoder(deployment: Deployment, index: int, configs: list[EngineConfig], wo
         if known is None or config.max_num_seqs > known.max_num_seqs:
             fullest[config.max_num_batched_tokens] = config
     model, share = deployment.model, deployment.shares[index]
-    peaks = {tokens: encoder_runtime_peak_bytes(model, share, config, workload) for tokens, config in fullest.items()}
+    peaks = {tokens: encoder_peak(model, share, config, workload)[0] for tokens, config in fullest.items()}
     return np.array([peaks[config.max_num_batched_tokens] for config in configs], dtype=np.int64)
 
 
@@ -128,7 +128,8 @@ def _retained(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, 
     along_seqs = np.array([np.interp(seqs, seq_anchors, row) for row in table])
     share_of_last = np.interp(tokens, token_anchors, np.linspace(0.0, 1.0, len(token_anchors)))
     first, final = along_seqs[0], along_seqs[-1]
-    return np.ceil(first + (final - first) * share_of_last).astype(np.int64)
+    kept: Ints = np.ceil(first + (final - first) * share_of_last).astype(np.int64)
+    return kept
 
 
 def _anchors(values: Ints, count: int) -> list[int]:

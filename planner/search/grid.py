@@ -119,7 +119,8 @@ def _device_bytes(deployment: Deployment, costs: Costs, blocks: Ints, margin: fl
     for stage, pool in zip(costs.stages, deployment.pool.stages, strict=True):
         worst = np.maximum(worst, (stage.beside_cache + stage.encoder)[:, None] + blocks * pool.bytes_per_block)
         worst = np.maximum(worst, stage.profile_peak[:, None])
-    return np.ceil(worst * (1.0 + margin)).astype(np.int64)
+    needed: Ints = np.ceil(worst * (1.0 + margin)).astype(np.int64)
+    return needed
 
 
 def _verdicts(longest: Ints, lengths: Ints, refusals: tuple[Bools, Bools, Bools]) -> npt.NDArray[np.int8]:

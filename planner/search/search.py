@@ -121,8 +121,8 @@ class _Explorer:
             self.costs[tp, stages] = costs
         grid = evaluate(found.deployment, costs, options, _concurrency(options))
         _count(grid, flags, self.tally)
-        for sizes, column in _best(grid, found, options):
-            plan = _plan(self, args, grid, sizes, column)
+        for row, column in _best(grid, found, options):
+            plan = _plan(self, args, grid, row, column)
             if plan is not None:
                 yield _score_of(plan, options), plan
                 return

@@ -53,4 +53,4 @@ def ladder(low: int, high: int, steps: int, multiple: int) -> tuple[int, ...]:
         return (high,)
     ratio = (high / low) ** (1 / (steps - 1))
     inner = {round(low * ratio**step) // multiple * multiple for step in range(steps - 1)}
-    return tuple(sorted(value for value in inner if low <= value < high)) + (high,)
+    return (*sorted(value for value in inner if low <= value < high), high)
