@@ -12,14 +12,16 @@ from planner.releases.removed_flags import REMOVED_FLAGS
 from planner.serve.flag_parser import parse_flags
 from planner.values import Rejected
 
-SENTENCES = Path(__file__).parents[1] / "data" / "vllm_parser_sentences_0_26_0.json"
-REAL = Path(__file__).parents[1] / "data" / "vllm_parser_0_26_0.json"
+DATA = Path(__file__).parents[1] / "data"
+SENTENCES = DATA / "vllm_parser_sentences_0_26_0.json"
 NARGS = {"switch": 0, "bool": 0, "value": None, "list": "+", "optional": "?", "append": None}
 
 
-def test_table_holds_every_option_of_the_real_parser_and_no_other():
-    real = {action["dest"]: action for action in json.loads(REAL.read_text())["actions"]}
-    table = {flag.dest: flag for flag in flags_for("0.26.0")}
+@pytest.mark.parametrize("release", ["0.26.0", "0.33.0"])
+def test_table_holds_every_option_of_the_real_parser_and_no_other(release):
+    recorded = json.loads((DATA / f"vllm_parser_{release.replace('.', '_')}.json").read_text())
+    real = {action["dest"]: action for action in recorded["actions"]}
+    table = {flag.dest: flag for flag in flags_for(release)}
     assert sorted(table) == sorted(real)
     for dest, flag in table.items():
         action = real[dest]
