@@ -6,6 +6,7 @@ Every function takes a `Request` and raises `planner.errors` exceptions for what
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 from planner.engine.architecture import refuse_architecture
@@ -13,6 +14,7 @@ from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess, refused_estimate
+from planner.memory.crosscheck import checkpoint_warning
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
 from planner.model.spec import ModelFiles, ModelSpec
@@ -85,7 +87,12 @@ def estimate(request: Request) -> Assessment:
         model = load_spec(request)
     except Rejected as refused:
         return Assessment(refused_estimate(request.model, gpus, request.version, refused.rejection))
-    return assess(model, gpus, request.args, request.version)
+    found = assess(model, gpus, request.args, request.version)
+    warning = None if found.config is None else checkpoint_warning(model, found.config)
+    if warning is None:
+        return found
+    warnings = (*found.estimate.warnings, warning)
+    return replace(found, estimate=found.estimate.model_copy(update={"warnings": warnings}))
 
 
 def fit(request: Request, options: SearchOptions) -> SearchResult:

@@ -17,7 +17,9 @@ from planner.values import DTYPE_BYTES, DType
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
 
-def build_model(files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False) -> ModelSpec:
+def build_model(
+    files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False
+) -> ModelSpec:
     """The model that vLLM would build from these files.
 
     `hf_overrides` are merged over the config, nested objects key by key, as vLLM's --hf-overrides does.
@@ -56,6 +58,7 @@ def build_model(files: ModelFiles, hf_overrides: Mapping[str, Any] | None = None
         facts=engine_facts(config, text_section, name),
         unquantized_modules=files.unquantized_modules,
         quantized_modules=files.quantized_modules,
+        checkpoint_bytes=files.checkpoint_bytes,
     )
 
 

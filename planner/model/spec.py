@@ -92,6 +92,7 @@ class ModelSpec(Value):
     unquantized_modules: tuple[str, ...] | None = None
     quantized_modules: tuple[str, ...] | None = None
     trust_remote_code: bool = False
+    checkpoint_bytes: int | None = None
     notes: tuple[str, ...] = ()
     evidence: Literal["exact", "derived", "unverified"] = "unverified"
 

@@ -68,12 +68,23 @@ def _budget(deployment: Deployment, per_gpu: PerGpu) -> list[Figure]:
     gpu, share = deployment.gpus.gpu, deployment.config.gpu_memory_utilization
     total = per_gpu.total_memory_bytes
     return [
-        Figure("total_memory_bytes", total, "bytes", "what CUDA reports for the card", f"{gpu.name}: {total:,}", f"hardware catalog, {gpu.memory_evidence}"),
         Figure(
-            "requested_memory_bytes", per_gpu.requested_memory_bytes, "bytes", "ceil(total_memory x gpu_memory_utilization)",
-            f"ceil({total:,} x {share:g})", "vLLM 0.26.0 v1/worker/utils.py:425",
+            "total_memory_bytes",
+            total,
+            "bytes",
+            "what CUDA reports for the card",
+            f"{gpu.name}: {total:,}",
+            f"hardware catalog, {gpu.memory_evidence}",
         ),
-    ]  # fmt: skip
+        Figure(
+            "requested_memory_bytes",
+            per_gpu.requested_memory_bytes,
+            "bytes",
+            "ceil(total_memory x gpu_memory_utilization)",
+            f"ceil({total:,} x {share:g})",
+            "vLLM 0.26.0 v1/worker/utils.py:425",
+        ),
+    ]
 
 
 def _weights(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure]:
@@ -96,11 +107,25 @@ def _weights(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure
     )
     tp = deployment.config.tensor_parallel_size
     return [
-        Figure("parameter_bytes", per_gpu.parameter_bytes, "bytes", f"sum of the rank's parameters at tensor_parallel_size {tp}",
-               "sum of the lines below", "vLLM 0.26.0 model_executor/models, layers/linear.py, vocab_parallel_embedding.py", created),
-        Figure("weights_memory_bytes", per_gpu.weights_memory_bytes, "bytes", "torch bytes allocated while loading",
-               " + ".join(f"{part.bytes:,}" for part in parts), "vLLM 0.26.0 v1/worker/gpu_worker.py:424; PyTorch CUDACachingAllocator", parts),
-    ]  # fmt: skip
+        Figure(
+            "parameter_bytes",
+            per_gpu.parameter_bytes,
+            "bytes",
+            f"sum of the rank's parameters at tensor_parallel_size {tp}",
+            "sum of the lines below",
+            "vLLM 0.26.0 model_executor/models, layers/linear.py, vocab_parallel_embedding.py",
+            created,
+        ),
+        Figure(
+            "weights_memory_bytes",
+            per_gpu.weights_memory_bytes,
+            "bytes",
+            "torch bytes allocated while loading",
+            " + ".join(f"{part.bytes:,}" for part in parts),
+            "vLLM 0.26.0 v1/worker/gpu_worker.py:424; PyTorch CUDACachingAllocator",
+            parts,
+        ),
+    ]
 
 
 def _tensor_parts(tensors: Iterable[Tensor]) -> list[Part]:
@@ -131,9 +156,14 @@ def _peak(deployment: Deployment, stage: int, per_gpu: PerGpu) -> Figure:
     if rest:
         parts = (*parts, Part("allocator blocks beyond the tensors, and what stays from earlier stages", "", rest))
     return Figure(
-        "peak_activation_bytes", per_gpu.peak_activation_bytes, "bytes", f"highest stage of the profile run: {highest.name}",
-        f"T = {tokens:,} tokens (max_num_batched_tokens), S = {seqs:,} sampled rows", "vLLM 0.26.0 v1/worker/gpu_worker.py:448 and the model's forward", parts,
-    )  # fmt: skip
+        "peak_activation_bytes",
+        per_gpu.peak_activation_bytes,
+        "bytes",
+        f"highest stage of the profile run: {highest.name}",
+        f"T = {tokens:,} tokens (max_num_batched_tokens), S = {seqs:,} sampled rows",
+        "vLLM 0.26.0 v1/worker/gpu_worker.py:448 and the model's forward",
+        parts,
+    )
 
 
 def _merged(stage: Stage) -> list[LiveTensor]:
@@ -141,11 +171,16 @@ def _merged(stage: Stage) -> list[LiveTensor]:
     for tensor in stage.tensors:
         counted[tensor] = counted.get(tensor, 0) + 1
     return [
-        tensor if count == 1 else LiveTensor(
-            f"{count} x {tensor.name}", tensor.bytes_per_token * count, tensor.bytes_per_seq * count, tensor.constant_bytes * count
+        tensor
+        if count == 1
+        else LiveTensor(
+            f"{count} x {tensor.name}",
+            tensor.bytes_per_token * count,
+            tensor.bytes_per_seq * count,
+            tensor.constant_bytes * count,
         )
         for tensor, count in counted.items()
-    ]  # fmt: skip
+    ]
 
 
 def _live_part(tensor: LiveTensor, tokens: int, seqs: int) -> Part:
@@ -162,19 +197,35 @@ def _live_part(tensor: LiveTensor, tokens: int, seqs: int) -> Part:
 def _constants(per_gpu: PerGpu) -> list[Figure]:
     measured = "measured, planner/memory/measured.json"
     return [
-        Figure("non_torch_bytes", per_gpu.non_torch_bytes, "bytes", "memory of the process outside torch, grown since startup", "measured constant", measured),
-        Figure("cuda_graph_estimate_bytes", per_gpu.cuda_graph_estimate_bytes, "bytes", "what the engine sets aside for CUDA graphs",
-               "0 for the V2 model runner of 0.26.0", "vLLM 0.26.0 v1/worker/gpu/model_runner.py:705, v1/worker/gpu_model_runner.py:6576"),
-    ]  # fmt: skip
+        Figure(
+            "non_torch_bytes",
+            per_gpu.non_torch_bytes,
+            "bytes",
+            "memory of the process outside torch, grown since startup",
+            "measured constant",
+            measured,
+        ),
+        Figure(
+            "cuda_graph_estimate_bytes",
+            per_gpu.cuda_graph_estimate_bytes,
+            "bytes",
+            "what the engine sets aside for CUDA graphs",
+            "0 for the V2 model runner of 0.26.0",
+            "vLLM 0.26.0 v1/worker/gpu/model_runner.py:705, v1/worker/gpu_model_runner.py:6576",
+        ),
+    ]
 
 
 def _available(per_gpu: PerGpu) -> Figure:
     return Figure(
-        "available_kv_cache_bytes", per_gpu.available_kv_cache_bytes, "bytes",
+        "available_kv_cache_bytes",
+        per_gpu.available_kv_cache_bytes,
+        "bytes",
         "requested_memory - weights - peak_activation - non_torch - cuda_graph_estimate",
         f"{per_gpu.requested_memory_bytes:,} - {per_gpu.weights_memory_bytes:,} - {per_gpu.peak_activation_bytes:,} - "
-        f"{per_gpu.non_torch_bytes:,} - {per_gpu.cuda_graph_estimate_bytes:,}", "vLLM 0.26.0 v1/worker/gpu_worker.py:541",
-    )  # fmt: skip
+        f"{per_gpu.non_torch_bytes:,} - {per_gpu.cuda_graph_estimate_bytes:,}",
+        "vLLM 0.26.0 v1/worker/gpu_worker.py:541",
+    )
 
 
 def _cache(deployment: Deployment, stage: int, estimate: Estimate) -> list[Figure]:
@@ -193,18 +244,46 @@ def _cache(deployment: Deployment, stage: int, estimate: Estimate) -> list[Figur
     )
     length = estimate.engine.max_model_len
     figures = [
-        Figure("bytes_per_block", cache.bytes_per_block, "bytes", "page size x layers of the largest group",
-               f"{pool.groups[0].page_size_bytes if pool.groups else 0:,} x {max((group.num_layers for group in pool.groups), default=0)}",
-               "vLLM 0.26.0 v1/core/kv_cache_utils.py:990, v1/kv_cache_interface.py:176", parts),
-        Figure("num_gpu_blocks", cache.num_gpu_blocks, "blocks", "floor(available_kv_cache / bytes_per_block), least over the ranks",
-               f"floor({per_gpu.available_kv_cache_bytes:,} / {cache.bytes_per_block:,})", "vLLM 0.26.0 v1/core/kv_cache_utils.py:990"),
-    ]  # fmt: skip
+        Figure(
+            "bytes_per_block",
+            cache.bytes_per_block,
+            "bytes",
+            "page size x layers of the largest group",
+            f"{pool.groups[0].page_size_bytes if pool.groups else 0:,} x {max((group.num_layers for group in pool.groups), default=0)}",
+            "vLLM 0.26.0 v1/core/kv_cache_utils.py:990, v1/kv_cache_interface.py:176",
+            parts,
+        ),
+        Figure(
+            "num_gpu_blocks",
+            cache.num_gpu_blocks,
+            "blocks",
+            "floor(available_kv_cache / bytes_per_block), least over the ranks",
+            f"floor({per_gpu.available_kv_cache_bytes:,} / {cache.bytes_per_block:,})",
+            "vLLM 0.26.0 v1/core/kv_cache_utils.py:990",
+        ),
+    ]
     if cache.num_gpu_blocks and cache.max_concurrency:
         needed = cache.num_gpu_blocks / cache.max_concurrency
-        figures.append(Figure("max_concurrency", round(cache.max_concurrency, 4), "requests", "num_gpu_blocks / blocks of one request of max_model_len",
-                              f"{cache.num_gpu_blocks:,} / {needed:,.0f}", "vLLM 0.26.0 v1/core/kv_cache_utils.py:937"))  # fmt: skip
-        figures.append(Figure("capacity_tokens", cache.capacity_tokens, "tokens", "floor(max_concurrency x max_model_len)",
-                              f"floor({cache.max_concurrency:.4f} x {length:,})", "vLLM 0.26.0 v1/core/kv_cache_utils.py:1819"))  # fmt: skip
+        figures.append(
+            Figure(
+                "max_concurrency",
+                round(cache.max_concurrency, 4),
+                "requests",
+                "num_gpu_blocks / blocks of one request of max_model_len",
+                f"{cache.num_gpu_blocks:,} / {needed:,.0f}",
+                "vLLM 0.26.0 v1/core/kv_cache_utils.py:937",
+            )
+        )
+        figures.append(
+            Figure(
+                "capacity_tokens",
+                cache.capacity_tokens,
+                "tokens",
+                "floor(max_concurrency x max_model_len)",
+                f"floor({cache.max_concurrency:.4f} x {length:,})",
+                "vLLM 0.26.0 v1/core/kv_cache_utils.py:1819",
+            )
+        )
     return figures
 
 
@@ -221,20 +300,50 @@ def _device(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure]
     buffers = [*runner_buffers(model, config), *sampler_buffers(model, config, last_stage=last)]
     large = sorted((_live_part(tensor, tokens, seqs) for tensor in buffers), key=lambda part: -part.bytes)[:12]
     lines = (
-        ("cuda_context_bytes", per_gpu.cuda_context_bytes), ("non_torch_bytes", per_gpu.non_torch_bytes), ("weights_memory_bytes", per_gpu.weights_memory_bytes),
-        ("runner_state_bytes", per_gpu.runner_state_bytes), ("kv_cache_allocated_bytes", per_gpu.kv_cache_allocated_bytes),
-        ("cuda_graph_actual_bytes", per_gpu.cuda_graph_actual_bytes), ("allocator_retained_bytes", per_gpu.allocator_retained_bytes),
-    )  # fmt: skip
+        ("cuda_context_bytes", per_gpu.cuda_context_bytes),
+        ("non_torch_bytes", per_gpu.non_torch_bytes),
+        ("weights_memory_bytes", per_gpu.weights_memory_bytes),
+        ("runner_state_bytes", per_gpu.runner_state_bytes),
+        ("kv_cache_allocated_bytes", per_gpu.kv_cache_allocated_bytes),
+        ("cuda_graph_actual_bytes", per_gpu.cuda_graph_actual_bytes),
+        ("allocator_retained_bytes", per_gpu.allocator_retained_bytes),
+    )
     return [
-        Figure("runner_state_bytes", per_gpu.runner_state_bytes, "bytes", "buffers of the runner and the sampler, in no term of the engine's formula",
-               f"T = {tokens:,}, S = {seqs:,} (max_num_seqs); the largest below", "vLLM 0.26.0 v1/worker/gpu/sample/penalties.py:32, states.py, input_batch.py", tuple(large)),
-        Figure("allocator_retained_bytes", per_gpu.allocator_retained_bytes, "bytes", "reserved after startup beyond weights, runner state and cache",
-               "startup replayed on the caching allocator: what warming up the kernels and the sampler leaves cached", "vLLM 0.26.0 v1/worker/gpu_worker.py:746, v1/worker/gpu/warmup.py"),
-        Figure("used_after_startup_bytes", per_gpu.used_after_startup_bytes, "bytes", "sum of the device's lines",
-               " + ".join(f"{value:,}" for _, value in lines), "cudaMemGetInfo: total - free", tuple(Part(name, "", value) for name, value in lines)),
-        Figure("vision_encoder_runtime_peak_bytes", per_gpu.vision_encoder_runtime_peak_bytes, "bytes", "tensors alive in one call of the vision encoder, beside everything above",
-               "the largest batch of media that one step can take", "the tower's forward; not reserved by the V2 model runner of 0.26.0"),
-    ]  # fmt: skip
+        Figure(
+            "runner_state_bytes",
+            per_gpu.runner_state_bytes,
+            "bytes",
+            "buffers of the runner and the sampler, in no term of the engine's formula",
+            f"T = {tokens:,}, S = {seqs:,} (max_num_seqs); the largest below",
+            "vLLM 0.26.0 v1/worker/gpu/sample/penalties.py:32, states.py, input_batch.py",
+            tuple(large),
+        ),
+        Figure(
+            "allocator_retained_bytes",
+            per_gpu.allocator_retained_bytes,
+            "bytes",
+            "reserved after startup beyond weights, runner state and cache",
+            "startup replayed on the caching allocator: what warming up the kernels and the sampler leaves cached",
+            "vLLM 0.26.0 v1/worker/gpu_worker.py:746, v1/worker/gpu/warmup.py",
+        ),
+        Figure(
+            "used_after_startup_bytes",
+            per_gpu.used_after_startup_bytes,
+            "bytes",
+            "sum of the device's lines",
+            " + ".join(f"{value:,}" for _, value in lines),
+            "cudaMemGetInfo: total - free",
+            tuple(Part(name, "", value) for name, value in lines),
+        ),
+        Figure(
+            "vision_encoder_runtime_peak_bytes",
+            per_gpu.vision_encoder_runtime_peak_bytes,
+            "bytes",
+            "tensors alive in one call of the vision encoder, beside everything above",
+            "the largest batch of media that one step can take",
+            "the tower's forward; not reserved by the V2 model runner of 0.26.0",
+        ),
+    ]
 
 
 def explain_text(assessment: Assessment, figures: tuple[Figure, ...]) -> str:

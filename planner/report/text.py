@@ -153,8 +153,16 @@ def fit_table(rows: Sequence[tuple[int, Estimate, int]]) -> Table:
         assert engine is not None
         assert cache is not None
         table.add_row(
-            str(rank), str(engine.tensor_parallel_size), str(engine.pipeline_parallel_size), engine.kv_cache_dtype,
-            f"{engine.max_model_len:,}", f"{engine.max_num_seqs:,}", f"{engine.max_num_batched_tokens:,}",
-            f"{engine.gpu_memory_utilization:g}", f"{cache.capacity_tokens:,}", f"{cache.max_concurrency:.1f}x", format_gib(headroom),
-        )  # fmt: skip
+            str(rank),
+            str(engine.tensor_parallel_size),
+            str(engine.pipeline_parallel_size),
+            engine.kv_cache_dtype,
+            f"{engine.max_model_len:,}",
+            f"{engine.max_num_seqs:,}",
+            f"{engine.max_num_batched_tokens:,}",
+            f"{engine.gpu_memory_utilization:g}",
+            f"{cache.capacity_tokens:,}",
+            f"{cache.max_concurrency:.1f}x",
+            format_gib(headroom),
+        )
     return table
