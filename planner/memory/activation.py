@@ -12,6 +12,7 @@ from planner.memory.multimodal.encoder import profiled_encoder
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.model.spec import ModelSpec
+from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 
 __all__ = ["LiveTensor", "Stage", "activation_stages", "peak_activation_bytes", "profile_program"]
@@ -59,7 +60,8 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
             dummy_sample_v2(program, head)
         else:
             rows = min(config.max_num_seqs, config.max_num_batched_tokens)
-            dummy_sample_v1(program, head, config.sm_count or _DEFAULT_SM_COUNT, rows)
+            rule = release_for(config.vllm_version).release.sampler_rule
+            dummy_sample_v1(program, head, config.sm_count or _DEFAULT_SM_COUNT, rows, rule)
         program.free(sampled, *chosen)
     else:
         program.free(*index)

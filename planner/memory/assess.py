@@ -237,6 +237,7 @@ def _per_gpu(
         non_torch_bytes=term.non_torch_bytes,
         non_torch_bytes_interval=term.non_torch_interval,
         cuda_graph_estimate_bytes=term.cuda_graph_estimate_bytes,
+        also_counted_bytes=term.also_counted_bytes,
         available_kv_cache_bytes=available,
         runner_state_bytes=term.runner_state_bytes,
         kv_cache_allocated_bytes=cache,

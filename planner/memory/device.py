@@ -20,6 +20,7 @@ from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
 from planner.model.spec import ModelSpec
+from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 
 _DEFAULT_SM_COUNT = 132
@@ -34,6 +35,7 @@ class Boot:
 
     def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
         self.model, self.share, self.config = model, share, config
+        self._release = release_for(config.vllm_version).release
         self.allocator = CachingAllocator()
         self._tokens = config.max_num_batched_tokens
         self._last = share.pp_rank == share.pipeline_parallel_size - 1
@@ -44,7 +46,7 @@ class Boot:
         self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
         self.allocator.empty_cache()
         self._make(sampler_buffers(model, config, last_stage=self._last))
-        self.allocator.max_split_bytes = None
+        self.allocator.max_split_bytes = None if self._release.profile_splits_blocks else LOAD_MAX_SPLIT_BYTES
         before = self.allocator.allocated_bytes
         self.runner_state_bytes = before - self.weights_memory_bytes
         self.allocator.empty_cache()
@@ -52,7 +54,9 @@ class Boot:
         self._replay(profile_program(model, share, config), self._tokens, min(config.max_num_seqs, self._tokens))
         self.peak_activation_bytes = self.allocator.peak_allocated_bytes - before
         self.allocator.empty_cache()
+        self.allocator.max_split_bytes = None
         self.allocated_after_profile_bytes = self.allocator.allocated_bytes
+        self.reserved_after_profile_bytes = self.allocator.reserved_bytes
 
     def finish(
         self, kv_tensor_bytes: Sequence[int], block_sizes: tuple[int, ...], num_blocks: int, graph_bytes: int = 0
@@ -134,7 +138,7 @@ class Boot:
             chosen = program.alloc("logits indices", seq=8)
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
             head = head_of(self.model, self.share, self.config)
-            dummy_sample_v1(program, head, self.config.sm_count or _DEFAULT_SM_COUNT, rows)
+            dummy_sample_v1(program, head, self.config.sm_count or _DEFAULT_SM_COUNT, rows, self._release.sampler_rule)
             program.free(sampled, chosen)
         program.free(hidden)
         self._replay(program, rows, rows)
@@ -158,7 +162,23 @@ def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
 
 def non_torch_bytes(config: EngineConfig) -> int:
     """vLLM's non-torch memory: what the device has given outside PyTorch from then to the end of the profile run."""
+    return sum(term.value for term in non_torch_terms(config))
+
+
+def non_torch_terms(config: EngineConfig) -> tuple[Measured, ...]:
+    """The parts of `non_torch_bytes`: loaded modules, and where V1 profiles CUDA graphs before vLLM measures, their
+    growth and NCCL's buffers for captured all-reduces."""
+    release = release_for(config.vllm_version).release
     several = config.tensor_parallel_size * config.pipeline_parallel_size > 1
-    base = (measured.NON_TORCH_TP2 if several else measured.NON_TORCH).value
-    graphs = config.model_runner == "v1" and not config.enforce_eager and config.cudagraph_mode != "NONE"
-    return base + (measured.NON_TORCH_GRAPH_PROFILE.value if graphs else 0)
+    base = measured.NON_TORCH_TP2 if several else measured.NON_TORCH
+    if not several and release.loads_few_modules:
+        base = measured.NON_TORCH_FEW_MODULES
+    elif not several and config.compute_capability < (9, 0):
+        base = measured.NON_TORCH_BEFORE_HOPPER
+    if config.model_runner == "v2" or config.cudagraph_mode == "NONE" or release.graph_budget == "none":
+        return (base,)
+    if release.ledger_rule != "sum_of_terms":
+        return (base,)
+    if config.tensor_parallel_size > 1:
+        return (base, measured.NCCL_GRAPH_BUFFERS)
+    return (base, measured.NON_TORCH_GRAPH_PROFILE)

@@ -6,14 +6,18 @@ from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of
 from planner.memory.allocator import Block, CachingAllocator
+from planner.memory.constants import Measured
 from planner.memory.layers import decoder_layers
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
 from planner.memory.program import Program
 from planner.model.modules import FusedMoE, MLAProjection, QKVLinear
 from planner.model.spec import ModelSpec
+from planner.releases.choose import release_for
+from planner.releases.release import GraphBudget
 from planner.sharding.rank import RankShare
 from planner.units import MIB
 
+ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
 _MAX_SPLITS = 32
 _ONE_STEP_ROWS = 256
 
@@ -59,17 +63,40 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
 
 
 def cuda_graph_estimate_bytes(model: ModelSpec, share: RankShare, config: EngineConfig) -> int:
-    """What the V1 runner subtracts from the KV cache for graphs: the first capture, and each further one at 1 MiB or
-    more. The V2 runner of 0.26 estimates nothing. Source: vLLM 0.26.0 v1/worker/gpu_model_runner.py:6576.
+    """What the engine subtracts from the KV cache for graphs, by its release's rule and the environment.
+
+    V1: the first capture, and each further one at 1 MiB or more (vLLM 0.26.0 v1/worker/gpu_model_runner.py:6576). V2
+    estimates nothing in 0.26; from 0.29 it captures the pieces and two whole graphs and multiplies
+    (vLLM 0.29.0 v1/worker/gpu/cudagraph_utils.py:718).
     """
     mixed, whole = captured_graphs(config)
-    if config.model_runner == "v2" or not (mixed or whole):
+    release = release_for(config.vllm_version).release
+    if not (mixed or whole) or not _subtracted(release.graph_budget, config):
         return 0
+    nccl = measured.NCCL_GRAPH_BUFFERS.value if config.tensor_parallel_size > 1 else 0
+    if config.model_runner == "v2":
+        if not release.v2_profiles_cuda_graphs:
+            return 0
+        return len(whole) * max(MIB, len(share.layers) * _v2_node(config).value) + nccl
+    if release.ledger_rule == "sum_of_terms":
+        nccl = 0
     further = max(0, len(mixed) - 1) + max(0, len(whole) - 1)
     each = max(MIB, len(share.layers) * _estimate_node_bytes(model, share, config))
-    return (
-        split_buffer_bytes(model, config, max(whole, default=0)) + measured.GRAPH_ESTIMATE_FIRST.value + further * each
-    )
+    first = split_buffer_bytes(model, config, max(whole, default=0)) + measured.GRAPH_ESTIMATE_FIRST.value
+    return first + further * each + nccl
+
+
+def _subtracted(budget: GraphBudget, config: EngineConfig) -> bool:
+    asked = dict(config.env).get(ESTIMATE_VARIABLE)
+    if budget == "none" or asked == "0":
+        return False
+    return budget == "default" or asked == "1"
+
+
+def _v2_node(config: EngineConfig) -> Measured:
+    if config.compute_capability < (9, 0):
+        return measured.GRAPH_ESTIMATE_V2_NODE_BEFORE_HOPPER
+    return measured.GRAPH_ESTIMATE_V2_NODE
 
 
 def split_buffer_bytes(model: ModelSpec, config: EngineConfig, rows: int) -> int:

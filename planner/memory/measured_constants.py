@@ -1,12 +1,13 @@
 """Everything about memory that vLLM's and PyTorch's sources do not give: measured, in one place.
 
-Machine: NVIDIA H200 (150,109,880,320 bytes), driver 580.159, CUDA 13.0, torch 2.11.0, Python 3.12.
+Machine: NVIDIA H200 (150,109,880,320 bytes), driver 580.159, CUDA 13.0, torch 2.11.0, Python 3.12. Constants for other
+cards and releases come from logs that others published (verification/published_figures.csv), and say so.
 """
 
 from __future__ import annotations
 
 from planner.memory.constants import Measured
-from planner.units import MIB
+from planner.units import KIB, MIB
 
 _H200 = "NVIDIA H200"
 _V = "0.26.0"
@@ -19,6 +20,21 @@ def _of(value: int, low: int, high: int, count: int, what: str, unit: str = "byt
     )
 
 
+def _published(
+    value: int, low: int, high: int, count: int, what: str, *, machine: str, version: str, date: str
+) -> Measured:
+    return Measured(
+        value=value, low=low, high=high, unit="bytes", machine=machine, vllm_version=version, date=date, count=count,
+        what=what,
+    )  # fmt: skip
+
+
+_LLM_D = {
+    "machine": "NVIDIA H100 80GB HBM3, logs published by llm-d-planner (commit d3121e0)",
+    "date": "published 2026",
+}
+_APRON = {"machine": "A100, A6000, L4, RTX 4090, H100: records published by apron (commit 09c3175)", "date": "2026"}
+
 CUDA_CONTEXT = _of(552_402_944, 552_402_944, 552_402_944, 71, "used before the first buffer, one GPU: CUDA context")
 CUDA_CONTEXT_TP2_V2 = _of(
     1_640_890_368, 1_640_890_368, 1_640_890_368, 3,
@@ -28,6 +44,25 @@ CUDA_CONTEXT_TP2_V1_MOE = _of(2_150_498_304, 2_150_498_304, 2_150_498_304, 1, "t
 
 NON_TORCH = _of(241_172_480, 241_172_480, 243_269_632, 67, "growth outside PyTorch up to the profile: modules, handles")
 NON_TORCH_TP2 = _of(69_206_016, 69_206_016, 73_400_320, 4, "the same with two GPUs, where much of it comes earlier")
+NON_TORCH_FEW_MODULES = _published(
+    133 * MIB, 72 * MIB, 144 * MIB, 8, "growth outside PyTorch up to the profile in 0.16 and before, one GPU",
+    version="0.10.2 to 0.16.0", **_LLM_D,
+)  # fmt: skip
+NON_TORCH_BEFORE_HOPPER = _published(
+    112 * MIB, 112 * MIB, 150 * MIB, 8, "growth outside PyTorch up to the profile on compute capability 8.x",
+    version="0.28.0 to 0.31.0", **_APRON,
+)  # fmt: skip
+NCCL_GRAPH_BUFFERS = _published(
+    2050 * MIB, 2038 * MIB, 2194 * MIB, 7, "NCCL's buffers for all-reduces in captured graphs, two to four GPUs",
+    version="0.19.0", **_LLM_D,
+)  # fmt: skip
+GRAPH_ESTIMATE_V2_NODE = _published(
+    537 * KIB, 489 * KIB, 600 * KIB, 4, "V2's estimate for one layer in one whole decode graph, compute capability 9.0",
+    version="0.29.0", **_APRON,
+)  # fmt: skip
+GRAPH_ESTIMATE_V2_NODE_BEFORE_HOPPER = _published(
+    374 * KIB, 340 * KIB, 410 * KIB, 8, "the same on compute capability 8.x", version="0.29.0 to 0.31.0", **_APRON
+)
 NON_TORCH_GRAPH_PROFILE = _of(10_485_760, 2_097_152, 16_777_216, 4, "its growth while V1 profiles CUDA graphs")
 
 GRAPH_NODE_BYTES = _of(

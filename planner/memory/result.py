@@ -35,8 +35,11 @@ class EngineSummary(Value):
 class PerGpu(Value):
     """Both ledgers of the rank with least room, in bytes.
 
-    The engine's: total_memory to available_kv_cache. The device's: weights_memory + runner_state +
-    kv_cache_allocated + non_torch + cuda_graph_actual + cuda_context + allocator_retained = used_after_startup.
+    The engine's: total_memory to available_kv_cache. `also_counted_bytes` belongs to it where the release counts more
+    than weights, peak, non-torch and graphs: the runner's state, before 0.9.2 the CUDA context too.
+
+    The device's: weights_memory + runner_state + kv_cache_allocated + non_torch + cuda_graph_actual + cuda_context +
+    allocator_retained = used_after_startup.
     """
 
     total_memory_bytes: int
@@ -49,6 +52,7 @@ class PerGpu(Value):
     non_torch_bytes_interval: Interval | None = None
     cuda_graph_estimate_bytes: int
     cuda_graph_estimate_bytes_interval: Interval | None = None
+    also_counted_bytes: int = 0
     available_kv_cache_bytes: int
     available_kv_cache_bytes_interval: Interval | None = None
     runner_state_bytes: int

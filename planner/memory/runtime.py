@@ -9,6 +9,7 @@ from planner.errors import UnsupportedError
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import cuda_graph_actual_bytes, cuda_graph_estimate_bytes
 from planner.memory.kv_pool import KVPool, StagePool
+from planner.memory.ledger import also_counted_bytes, counted_peak_bytes
 from planner.memory.multimodal.encoder import profiles_encoder
 from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
 from planner.model.spec import ModelSpec
@@ -21,7 +22,7 @@ Interval = tuple[int, int]
 class RuntimeTerms:
     """The terms of both ledgers for one rank, in bytes. Intervals are (low, high), None where the term is exact.
 
-    `allocator_retained_bytes`: what the caching allocator keeps after startup beside weights, runner state and cache.
+    `also_counted_bytes`: what this release's ledger subtracts beside weights, peak, non-torch and graphs.
     """
 
     weights_memory_bytes: int
@@ -34,6 +35,7 @@ class RuntimeTerms:
     cuda_graph_actual_bytes: int
     cuda_context_bytes: int
     encoder_runtime_peak_bytes: int
+    also_counted_bytes: int = 0
 
     @property
     def non_kv_bytes(self) -> int:
@@ -43,6 +45,7 @@ class RuntimeTerms:
             + self.peak_activation_bytes
             + self.non_torch_bytes
             + self.cuda_graph_estimate_bytes
+            + self.also_counted_bytes
         )
 
     @property
@@ -69,7 +72,7 @@ def runtime_terms(boot: Boot, workload: MediaWorkload | None = None) -> RuntimeT
     non_torch = non_torch_bytes(config)
     return RuntimeTerms(
         weights_memory_bytes=boot.weights_memory_bytes,
-        peak_activation_bytes=boot.peak_activation_bytes,
+        peak_activation_bytes=counted_peak_bytes(boot),
         peak_activation_interval=None,
         non_torch_bytes=non_torch,
         non_torch_interval=None,
@@ -78,6 +81,7 @@ def runtime_terms(boot: Boot, workload: MediaWorkload | None = None) -> RuntimeT
         cuda_graph_actual_bytes=cuda_graph_actual_bytes(model, share, config),
         cuda_context_bytes=context.value,
         encoder_runtime_peak_bytes=encoder_peak(model, share, config, workload)[0],
+        also_counted_bytes=also_counted_bytes(boot, context.value),
     )
 
 

@@ -133,6 +133,18 @@ V0_29_0 = V0_33_0.model_copy(
     }
 )
 
+V0_28_0 = V0_29_0.model_copy(
+    update={
+        "version": "0.28.0",
+        "evidence": _INFERRED,
+        "sources": (
+            "vLLM 0.29.0",
+            "KV caches on A100 80GB, published by ridgepoint: no graphs in V2's budget",
+        ),
+        "v2_profiles_cuda_graphs": False,
+    }
+)
+
 V0_22_1 = V0_26_0.model_copy(
     update={
         "version": "0.22.1",
@@ -181,6 +193,7 @@ V0_16_0 = V0_17_0.model_copy(
         "version": "0.16.0",
         "graph_budget": "none",
         "sampler_rule": "sorted",
+        "loads_few_modules": True,
         "removed_architectures": _removed_before((0, 16, 0)),
     }
 )
@@ -218,6 +231,6 @@ V0_8_3 = V0_10_2.model_copy(
 )
 
 RELEASES: tuple[Release, ...] = (
-    V0_8_3, V0_10_2, V0_16_0, V0_17_0, V0_19_0, V0_22_1, V0_26_0, V0_29_0, V0_33_0,
+    V0_8_3, V0_10_2, V0_16_0, V0_17_0, V0_19_0, V0_22_1, V0_26_0, V0_28_0, V0_29_0, V0_33_0,
 )  # fmt: skip
 DEFAULT_VERSION = V0_26_0.version

@@ -47,6 +47,7 @@ class Release(Value):
     VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS asks for it. `sampler_rule`: how V1's dummy sampler limits to top-k and
     top-p, by sorting the vocabulary or by masking it. `profile_splits_blocks`: whether the caching allocator may split
     large blocks during the profile run. `decode_graphs`: whole decode batches are captured too, not only pieces.
+    `loads_few_modules`: little of what the process loads on the GPU outside PyTorch is there before the profile ends.
     `capture_cap_data_center_blackwell` holds on compute capability 10.x. `removed_architectures`: class names with
     the last version that served them. `pipeline_refused_architectures`: classes that claim pipeline parallelism but
     fail to build under it.
@@ -72,6 +73,7 @@ class Release(Value):
     sampler_rule: SamplerRule = "masked"
     profile_splits_blocks: bool = True
     decode_graphs: bool = True
+    loads_few_modules: bool = False
     hybrid_prefix_caching_default: bool
     mamba_cache_modes: tuple[str, ...]
     kv_cache_dtypes: tuple[str, ...]

@@ -15,6 +15,7 @@ from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import captured_graphs, cuda_graph_actual_bytes, cuda_graph_estimate_bytes
+from planner.memory.ledger import also_counted, ledger_rule
 from planner.memory.measured_constants import GRAPH_NODE_BYTES
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
@@ -82,7 +83,7 @@ def _stage(
     resident = context + outside + weights + state
     return StageCosts(
         weights=np.full(len(seqs), weights, dtype=np.int64),
-        non_kv=weights + peak + outside + estimate,
+        non_kv=weights + peak + outside + estimate + also_counted(ledger_rule(config), state, context),
         context=context,
         beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens),
         profile_peak=resident + peak,

@@ -344,9 +344,10 @@ def test_chunked_local_attention_turns_the_hybrid_manager_off(dense, card):
 
 
 def test_borrowed_release_warns(dense, card):
-    config = resolve(dense(), card("h200"), EngineArgs(), "0.19.0")
-    assert "borrowed from 0.26.0" in config.warnings[0]
-    assert config.gpu_memory_utilization == 0.92
+    config = resolve(dense(), card("h200"), EngineArgs(), "0.20.0")
+    assert "borrowed from 0.19.0" in config.warnings[0]
+    assert config.gpu_memory_utilization == 0.9
+    assert config.model_runner == "v1"
 
 
 def test_variables_that_are_not_modelled_are_unsupported(dense, card):
