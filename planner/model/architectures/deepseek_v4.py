@@ -205,7 +205,7 @@ def _rotary(at: str, layer: int, config: ConfigView, sizes: Sizes, ratio: int) -
     rope = rope_parameters(config)
     scaled = rope["rope_type"] != "default"
     rope |= {
-        "rope_theta": config.number("compress_rope_theta" if ratio > 1 else "rope_theta"),
+        "rope_theta": config.number("compress_rope_theta") if ratio > 1 else config.number("rope_theta", 10_000.0),
         "rope_dim": sizes.rotary,
     }
     if scaled:
