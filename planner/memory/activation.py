@@ -7,7 +7,7 @@ from typing import Any
 
 from planner.engine.config import EngineConfig
 from planner.memory.compiled import CompiledForward
-from planner.memory.forward import Forward
+from planner.memory.forward import Forward, Step
 from planner.memory.multimodal.encoder import profiled_encoder
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
@@ -49,7 +49,7 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
     forward = forward_of(model, share, config)
     if isinstance(forward, CompiledForward):
         forward.write_compilation(program)
-    hidden = forward.write(program, attends=False)
+    hidden = forward.write(program, Step())
     if share.pp_rank == share.pipeline_parallel_size - 1:
         program.stage("sampler")
         chosen = [] if v2 else [program.alloc("logits indices", seq=8)]

@@ -2,7 +2,7 @@
 
 Source: PyTorch 2.11 c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h (kMinBlockSize, kSmallSize,
 kSmallBuffer, kLargeBuffer, kMinLargeAlloc, kRoundLarge; get_free_block, should_split, alloc_block, free_block), read
-for one stream, without expandable segments, which is PyTorch's default.
+without expandable segments, which is PyTorch's default. A cached block serves only the stream that it was made for.
 """
 
 from __future__ import annotations
@@ -46,16 +46,18 @@ class Block:
     address: int
     size: int
     small: bool
+    stream: int = 0
     free: bool = False
     previous: Block | None = None
     next: Block | None = None
 
 
 class CachingAllocator:
-    """Best-fit blocks in two pools (up to 1 MiB, and above). Counts bytes; holds no memory.
+    """Best-fit blocks in two pools (up to 1 MiB, and above) for each stream. Counts bytes; holds no memory.
 
-    `allocated_bytes` counts whole blocks, `reserved_bytes` whole segments, as torch.cuda.memory_stats does;
-    `peak_allocated_bytes` and `peak_reserved_bytes` are their maxima since the last `reset_peaks`.
+    `stream` is the one that allocations are for, `main_stream` the one that work returns to. `allocated_bytes` counts
+    whole blocks, `reserved_bytes` whole segments, as torch.cuda.memory_stats does; `peak_allocated_bytes` and
+    `peak_reserved_bytes` are their maxima since the last `reset_peaks`.
     """
 
     def __init__(self, max_split_bytes: int | None = None) -> None:
@@ -64,7 +66,8 @@ class CachingAllocator:
         self.reserved_bytes = 0
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
-        self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}
+        self.main_stream = self.stream = 0
+        self._free: dict[tuple[int, bool], list[tuple[int, int, Block]]] = {}
         self._next_address = 0
 
     def allocate(self, size: int) -> Block | None:
@@ -90,7 +93,7 @@ class CachingAllocator:
                 self._remove(neighbour)
                 self._join(block, neighbour)
         block.free = True
-        insort(self._free[block.small], (block.size, block.address, block))
+        insort(self._pool(block), (block.size, block.address, block))
 
     def empty_cache(self) -> None:
         """Return every segment that is free as a whole to the driver."""
@@ -100,15 +103,16 @@ class CachingAllocator:
             pool[:] = kept
 
     def free_blocks(self, above: int) -> tuple[int, ...]:
-        """Sizes of the cached blocks larger than `above`, largest first."""
-        return tuple(size for size, _, _ in reversed(self._free[False]) if size > above)
+        """Sizes of the stream's cached blocks larger than `above`, largest first."""
+        pool = self._free.get((self.stream, False), [])
+        return tuple(size for size, _, _ in reversed(pool) if size > above)
 
     def reset_peaks(self) -> None:
         self.peak_allocated_bytes = self.allocated_bytes
         self.peak_reserved_bytes = self.reserved_bytes
 
     def _take(self, size: int) -> Block | None:
-        pool = self._free[size <= SMALL_BYTES]
+        pool = self._free.get((self.stream, size <= SMALL_BYTES), [])
         index = bisect_left(pool, size, key=lambda entry: entry[0])
         if index == len(pool):
             return None
@@ -126,7 +130,7 @@ class CachingAllocator:
             segment = LARGE_SEGMENT_BYTES
         else:
             segment = round_up(size, ROUND_LARGE_BYTES)
-        block = Block(self._next_address, segment, size <= SMALL_BYTES)
+        block = Block(self._next_address, segment, size <= SMALL_BYTES, self.stream)
         self._next_address += segment
         self.reserved_bytes += segment
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
@@ -139,14 +143,17 @@ class CachingAllocator:
         return remaining > SMALL_BYTES and (self.max_split_bytes is None or size < self.max_split_bytes)
 
     def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.address + size, block.size - size, block.small, True, block, block.next)
+        rest = Block(block.address + size, block.size - size, block.small, block.stream, True, block, block.next)
         if rest.next is not None:
             rest.next.previous = rest
         block.next, block.size = rest, size
-        insort(self._free[rest.small], (rest.size, rest.address, rest))
+        insort(self._pool(rest), (rest.size, rest.address, rest))
+
+    def _pool(self, block: Block) -> list[tuple[int, int, Block]]:
+        return self._free.setdefault((block.stream, block.small), [])
 
     def _remove(self, block: Block) -> None:
-        pool = self._free[block.small]
+        pool = self._pool(block)
         del pool[bisect_left(pool, (block.size, block.address), key=lambda entry: entry[:2])]
 
     @staticmethod

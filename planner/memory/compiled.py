@@ -10,7 +10,7 @@ checked to the byte against boots and allocator records on an H200.
 
 from __future__ import annotations
 
-from planner.memory.forward import Forward
+from planner.memory.forward import Forward, Step
 from planner.memory.layers import DecoderLayer
 from planner.memory.program import Program
 from planner.model.modules import VocabEmbedding
@@ -23,15 +23,15 @@ FLUSH_BYTES = 60 * MIB
 class CompiledForward(Forward):
     """The same layers as `Forward`, with inductor's lifetimes. Layers of other kinds keep the eager ones."""
 
-    def write(self, program: Program, *, attends: bool) -> int | None:
+    def write(self, program: Program, step: Step) -> int | None:
         if not self.style.pieces or any(layer.state_space is not None for layer in self.layers):
-            return super().write(program, attends=attends)
-        p = program
+            return super().write(program, step)
+        p, self.step = program, step
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)
         output: int | None = None
         for index, layer in enumerate(self.layers):
-            residual, output = self._piece(p, layer, residual, output, first=index == 0, attends=attends)
+            residual, output = self._piece(p, layer, residual, output, first=index == 0)
         p.free(output)
         return residual
 
@@ -53,7 +53,7 @@ class CompiledForward(Forward):
         return frozenset(m.name for m in self.model.modules if isinstance(m, VocabEmbedding))
 
     def _piece(
-        self, p: Program, layer: DecoderLayer, residual: int | None, output: int | None, *, first: bool, attends: bool
+        self, p: Program, layer: DecoderLayer, residual: int | None, output: int | None, *, first: bool
     ) -> tuple[int | None, int | None]:
         """From the last MLP's output to this layer's: the new residual and the new output."""
         p.stage(f"layer {layer.index}: attention")
@@ -63,7 +63,7 @@ class CompiledForward(Forward):
         normed = p.alloc("normalized input", token=self.hidden)
         if not first:
             p.free(output, residual)
-        mixed, attention = self._mix(p, layer, normed, attends=attends)
+        mixed, attention = self._mix(p, layer, normed)
         p.stage(f"layer {layer.index}: {layer.feed_forward_name}")
         after = p.alloc("residual after attention", token=self.hidden)
         normed = p.alloc("normalized MLP input", token=self.hidden)
@@ -72,13 +72,13 @@ class CompiledForward(Forward):
         p.free(attention, carried)
         return after, out
 
-    def _mix(self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool) -> tuple[int, int]:
+    def _mix(self, p: Program, layer: DecoderLayer, normed: int) -> tuple[int, int]:
         """Inputs of the attention operation, its output, and the output projection that begins the next piece."""
         if layer.attention is not None and layer.attention.kind == "mla_attention":
-            inputs, attention = self._latent_inputs(p, layer, normed, attends=attends)
+            inputs, attention = self._latent_inputs(p, layer, normed)
             out_layer = layer.require("o_proj")
         else:
-            inputs, attention = self._attention_inputs(p, layer, normed, attends=attends)
+            inputs, attention = self._attention_inputs(p, layer, normed)
             found = layer.out_projection
             if found is None:
                 raise layer.unsupported("attention")
@@ -86,9 +86,7 @@ class CompiledForward(Forward):
         p.free(*inputs)
         return self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True), attention
 
-    def _attention_inputs(
-        self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool
-    ) -> tuple[list[int], int]:
+    def _attention_inputs(self, p: Program, layer: DecoderLayer, normed: int) -> tuple[list[int], int]:
         qkv_layer = layer.qkv
         if qkv_layer is None:
             raise layer.unsupported("attention")
@@ -102,11 +100,10 @@ class CompiledForward(Forward):
             inputs += tables
         inputs += [p.alloc("rotated query", token=query), p.alloc("rotated key", token=key)]
         attention = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
-        if attends:
-            p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
+        self._attend(p, layer)
         return inputs, attention
 
-    def _latent_inputs(self, p: Program, layer: DecoderLayer, normed: int, *, attends: bool) -> tuple[list[int], int]:
+    def _latent_inputs(self, p: Program, layer: DecoderLayer, normed: int) -> tuple[list[int], int]:
         mla, attention = layer.mla, layer.attention
         if mla is None or attention is None:
             raise layer.unsupported("latent attention")
@@ -120,7 +117,7 @@ class CompiledForward(Forward):
         ]
         p.free(*held)
         output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
-        self._latent_context(p, mla, rope, attends=attends)
+        self._latent_context(p, mla, rope)
         return inputs, output
 
     def _compiled_feed_forward(self, p: Program, layer: DecoderLayer, normed: int) -> int:

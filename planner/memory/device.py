@@ -15,6 +15,7 @@ from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of, profile_program
 from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
 from planner.memory.constants import Measured
+from planner.memory.forward import Step
 from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
@@ -24,6 +25,9 @@ from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 
 _DEFAULT_SM_COUNT = 132
+_OVERLAP_TOKENS = 256
+"""VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD's default: batches up to it run shared experts on a second stream."""
+_DECODE_TOKENS = {"FLASH_ATTN_MLA": 512, "FLASHMLA": 128}
 
 
 class Boot:
@@ -84,7 +88,9 @@ class Boot:
         program = Program()
         index = batch_index(program) if self.config.model_runner == "v2" else []
         forward = forward_of(self.model, self.share, self.config)
-        hidden = forward.write(program, attends=self.config.model_runner == "v2")
+        v2 = self.config.model_runner == "v2"
+        rows = min(self.config.max_num_seqs, self._tokens)
+        hidden = forward.write(program, Step(attends=v2, decodes=self._decodes(-(-self._tokens // rows))))
         if self._last:
             program.free(program.alloc("hidden states of the sampled rows", seq=forward.hidden))
         program.free(*index, hidden)
@@ -102,8 +108,17 @@ class Boot:
             return
         if not self.config.enforce_eager and rows * prompt > max(self.config.cudagraph_capture_sizes, default=0):
             self._set_aside_pinned()
-        for step in (prompt, decode):
-            self._replay(self._request_step(rows * step, prefill=step == prompt), rows * step, rows)
+        leaves = self._starts_on_default_stream
+        for query in (prompt, decode):
+            step = Step(
+                attends=True,
+                decodes=self._decodes(query),
+                splits=query == prompt and rows * query <= max(self.config.cudagraph_capture_sizes, default=0),
+                overlaps=rows * query <= _OVERLAP_TOKENS,
+                leaves=leaves and rows * query <= _OVERLAP_TOKENS,
+            )
+            self._replay(self._request_step(rows * query, step, prefill=query == prompt), rows * query, rows)
+            leaves = False
 
     def _set_aside_pinned(self) -> None:
         """Leave cached blocks to nobody: what a compiled run leaves pinned is not used for steps too large for a graph.
@@ -113,13 +128,22 @@ class Boot:
         for size in self.allocator.free_blocks(LARGE_SEGMENT_BYTES):
             self.allocator.allocate(size)
 
-    def _request_step(self, tokens: int, *, prefill: bool) -> Program:
+    @property
+    def _starts_on_default_stream(self) -> bool:
+        """Nothing has set a stream yet: capturing graphs would have, and NCCL's first reduction."""
+        return self.config.enforce_eager and self.config.world_size == 1
+
+    def _decodes(self, query_tokens: int) -> bool:
+        """Whether latent attention's backend takes requests of so many tokens for decodes (v1/attention/backends)."""
+        return query_tokens <= _DECODE_TOKENS.get(self.config.attention_backend, 1)
+
+    def _request_step(self, tokens: int, step: Step, *, prefill: bool) -> Program:
         program = Program()
         index = batch_index(program)
         forward = forward_of(self.model, self.share, self.config)
         if takes_media(self.model, self.config) and self.share.pp_rank == 0:
             program.free(program.alloc("token embeddings", token=forward.hidden))
-        hidden = forward.write(program, attends=True)
+        hidden = forward.write(program, step)
         if self._last:
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
             head = head_of(self.model, self.share, self.config)
@@ -133,7 +157,8 @@ class Boot:
         rows = min(self.config.max_num_seqs, self._tokens)
         program = Program()
         forward = forward_of(self.model, self.share, self.config)
-        hidden = forward.write(program, attends=False)
+        few = rows <= _OVERLAP_TOKENS
+        hidden = forward.write(program, Step(overlaps=few, leaves=few and self._starts_on_default_stream))
         if self._last:
             chosen = program.alloc("logits indices", seq=8)
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
@@ -155,8 +180,8 @@ def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
     """In use on the GPU before the first buffer: CUDA's context, and with several GPUs their communicators."""
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
         return measured.CUDA_CONTEXT
-    if model.is_moe and config.model_runner == "v1":
-        return measured.CUDA_CONTEXT_TP2_V1_MOE
+    if model.is_moe:
+        return measured.CUDA_CONTEXT_TP2_MOE
     return measured.CUDA_CONTEXT_TP2_V2
 
 

@@ -9,6 +9,7 @@ byte against boots on an H200.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from planner.engine.config import EngineConfig
 from planner.memory.allocator import ROTARY_TABLE
@@ -19,6 +20,7 @@ from planner.memory.layers import (
     deepstack_levels,
     latent_workspace_rows,
     rotary_table,
+    split_bytes_per_token,
     takes_media,
     uses_mrope,
 )
@@ -30,6 +32,21 @@ from planner.model.modules import Attention, FusedMoE, Linear, MLAProjection, St
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
+
+PARTIAL_OUTPUTS = "partial outputs of attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How a batch runs. `attends`: attention has metadata and computes, which it does not in a profile run. `decodes`:
+    latent attention takes all its requests for decodes. `splits`: FlashAttention writes partial outputs. `overlaps`:
+    shared experts run on a stream of their own; `leaves`: the first to do so makes vLLM leave the default stream."""
+
+    attends: bool = False
+    decodes: bool = False
+    splits: bool = False
+    overlaps: bool = False
+    leaves: bool = False
 
 
 class Forward:
@@ -52,16 +69,18 @@ class Forward:
         self._rotated = False
         if table is not None and table.dtype == "float32" and self.item < 4 and config.enforce_eager:
             self.rotary_bytes = table.shape[0] * table.shape[-1] * 4
+        self.step = Step()
+        self._left = False
         self.deepstack = deepstack_levels(model) if self.kept_embeds and share.pp_rank == 0 else 0
 
-    def write(self, program: Program, *, attends: bool) -> int | None:
+    def write(self, program: Program, step: Step) -> int | None:
         """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers)."""
-        p = program
+        p, self.step = program, step
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)
         loop: int | None = None
         for index, layer in enumerate(self.layers):
-            loop, residual = self._layer(p, layer, loop, residual, first=index == 0, attends=attends)
+            loop, residual = self._layer(p, layer, loop, residual, first=index == 0)
             if index < self.deepstack:
                 joined = p.alloc("hidden states joined by a deepstack level", token=self.hidden)
                 p.free(loop)
@@ -82,19 +101,20 @@ class Forward:
         return hidden
 
     def _layer(
-        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool, attends: bool
+        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool
     ) -> tuple[int | None, int | None]:
         """One decoder layer. `loop` is the hidden state that the model's loop still holds while the layer runs."""
         p.stage(f"layer {layer.index}: attention")
         if self.style.native_norm:
-            return self._native_norm_layer(p, layer, loop, residual, first=first, attends=attends)
+            return self._native_norm_layer(p, layer, loop, residual, first=first)
         normed = p.alloc("normalized input", token=self.hidden) if first else None
         if layer.has_one_part:
-            out = self._mixer(p, layer, attends=attends) if layer.mixes else self._feed_forward(p, layer)
+            out = self._mixer(p, layer) if layer.mixes else self._feed_forward(p, layer)
             p.free(normed, loop)
             return out, residual
-        mixed = self._mixer(p, layer, attends=attends)
-        p.free(normed)
+        mixed = self._mixer(p, layer)
+        held = normed if self.style.keeps_input else None
+        p.free(None if self.style.keeps_input else normed)
         if self.style.sandwich:
             after = p.alloc("normalized attention output", token=self.hidden)
             p.free(mixed)
@@ -105,11 +125,11 @@ class Forward:
             after = p.alloc("normalized MLP output", token=self.hidden)
             p.free(out)
             out = after
-        p.free(mixed, loop)
+        p.free(mixed, loop, held)
         return out, residual
 
     def _native_norm_layer(
-        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool, attends: bool
+        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool
     ) -> tuple[int | None, int | None]:
         """A layer whose norms run as PyTorch operations in float32: the residual is a new tensor each time."""
         old = residual
@@ -118,7 +138,7 @@ class Forward:
             inner = residual
         else:
             normed, inner = self._add_norm(p, "normalized input")
-        mixed = self._mixer(p, layer, attends=attends)
+        mixed = self._mixer(p, layer)
         p.free(normed)
         if self.style.sandwich:
             after = self._norm(p, "normalized attention output", self.hidden)
@@ -170,17 +190,17 @@ class Forward:
         p.free(x, variance, weighted)
         return out
 
-    def _mixer(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
+    def _mixer(self, p: Program, layer: DecoderLayer) -> int:
         if layer.state_space is not None:
-            beside = self._attention(p, layer, attends=attends) if layer.attention is not None else None
+            beside = self._attention(p, layer) if layer.attention is not None else None
             mixed = self._recurrent(p, layer, layer.state_space)
             p.free(beside)
             return mixed
         if layer.attention is not None and layer.attention.kind == "mla_attention":
-            return self._mla(p, layer, layer.attention, attends=attends)
-        return self._attention(p, layer, attends=attends)
+            return self._mla(p, layer, layer.attention)
+        return self._attention(p, layer)
 
-    def _attention(self, p: Program, layer: DecoderLayer, *, attends: bool) -> int:
+    def _attention(self, p: Program, layer: DecoderLayer) -> int:
         qkv_layer, out_layer = layer.qkv, layer.out_projection
         if qkv_layer is None or out_layer is None:
             raise layer.unsupported("attention")
@@ -189,19 +209,7 @@ class Forward:
         gated = qkv_layer.output_gate
         qkv = self._linear(p, qkv_layer.name, "fused query, key and value", query * (2 if gated else 1) + key + value)
         held = [qkv]
-        q = gate = None
-        if gated:
-            q, gate = p.alloc("query", token=query), p.alloc("output gate", token=query)
-        if layer.has_qk_norm:
-            heads = layer.query_heads(self.tp)
-            if self.style.native_norm:
-                normed = self._norm(p, "normalized query", query, heads)
-                p.free(q)
-                q = normed
-                held.append(self._norm(p, "normalized key", key, max(1, heads * key // query)))
-            else:
-                q = p.alloc("normalized query", token=query)
-                held.append(p.alloc("normalized key", token=key))
+        q, gate = self._normed_query(p, layer, query, key, gated, held)
         if self.rotary_bytes and not self._rotated:
             self._rotated = True
             p.keep("rotary table in the model's dtype", constant=self.rotary_bytes // 4 * self.item)
@@ -212,8 +220,7 @@ class Forward:
             p.alloc("query in 8 bits", token=query // self.item) if self.config.kv_cache_dtype in FP8_CACHE else None
         )
         output = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
-        if attends:
-            p.free(p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp)))
+        self._attend(p, layer)
         p.free(rounded)
         if gate is not None:
             sigmoid = p.alloc("sigmoid of the gate", token=query)
@@ -223,6 +230,42 @@ class Forward:
         result = self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True)
         p.free(output, q, gate, *held)
         return result
+
+    def _normed_query(
+        self, p: Program, layer: DecoderLayer, query: int, key: int, gated: bool, held: list[int]
+    ) -> tuple[int | None, int | None]:
+        """Copies of query and gate, and the norms of query and key (added to `held`).
+
+        A gated query of a text-only engine is split, normalized and rotated by one kernel
+        (vLLM 0.26.0 models/qwen3_next.py:326).
+        """
+        q = gate = None
+        fused = gated and (not self.model.is_multimodal or self.config.language_model_only)
+        if fused:
+            q = p.alloc("normalized query", token=query)
+            held.append(p.alloc("normalized key", token=key))
+            return q, p.alloc("output gate", token=query)
+        if gated:
+            q, gate = p.alloc("query", token=query), p.alloc("output gate", token=query)
+        if not layer.has_qk_norm:
+            return q, gate
+        if not self.style.native_norm:
+            q = p.alloc("normalized query", token=query)
+            held.append(p.alloc("normalized key", token=key))
+            return q, gate
+        heads = layer.query_heads(self.tp)
+        normed = self._norm(p, "normalized query", query, heads)
+        p.free(q)
+        held.append(self._norm(p, "normalized key", key, max(1, heads * key // query)))
+        return normed, gate
+
+    def _attend(self, p: Program, layer: DecoderLayer) -> None:
+        if not self.step.attends:
+            return
+        scratch = [p.alloc("softmax log-sum-exp", token=4 * layer.query_heads(self.tp))]
+        if self.step.splits:
+            scratch.append(p.alloc(PARTIAL_OUTPUTS, token=split_bytes_per_token(self.model, self.config)))
+        p.free(*scratch)
 
     def _rotate_media(self, p: Program, query: int, key: int, *, contiguous: bool) -> list[int]:
         """Three-dimensional rotary embedding: gathers the tables, and copies query and key that are slices.
@@ -235,7 +278,7 @@ class Forward:
         p.free(*halves, tables)
         return copies
 
-    def _mla(self, p: Program, layer: DecoderLayer, attention: Attention, *, attends: bool) -> int:
+    def _mla(self, p: Program, layer: DecoderLayer, attention: Attention) -> int:
         """Multi-head latent attention. Without metadata it allocates, and drops, the largest up-projected context.
 
         Source: vLLM 0.26.0 model_executor/layers/mla.py forward, layers/attention/mla_attention.py:707.
@@ -249,7 +292,7 @@ class Forward:
         held.append(query)
         held.append(p.alloc("normalized latent", token=mla.kv_lora_rank * self.item))
         output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
-        self._latent_context(p, mla, rope, attends=attends)
+        self._latent_context(p, mla, rope)
         result = self._linear(p, layer.require("o_proj").name, "attention block output", self.hidden, reduced=True)
         p.free(output, *held)
         return result
@@ -271,10 +314,16 @@ class Forward:
         size = mla.num_heads // self.tp * (mla.qk_nope_head_dim + rope) * self.item
         return held, self._linear(p, query.name, "query", size)
 
-    def _latent_context(self, p: Program, mla: MLAProjection, rope: int, *, attends: bool) -> None:
+    def _latent_context(self, p: Program, mla: MLAProjection, rope: int) -> None:
         heads = mla.num_heads // self.tp
         up = heads * (mla.qk_nope_head_dim + mla.v_head_dim) * self.item
-        if attends:
+        if self.step.attends and self.step.decodes:
+            latent = heads * mla.kv_lora_rank * self.item
+            scratch = [p.alloc("absorbed query", token=latent), p.alloc("latent attention output", token=latent)]
+            if self.step.splits:
+                scratch.append(p.alloc(PARTIAL_OUTPUTS, token=split_bytes_per_token(self.model, self.config)))
+            p.free(*scratch, p.alloc("softmax log-sum-exp", token=4 * heads))
+        elif self.step.attends:
             p.free(
                 p.alloc("up-projected keys and values", token=up),
                 p.alloc("keys", token=heads * (mla.qk_nope_head_dim + rope) * self.item),
@@ -300,10 +349,13 @@ class Forward:
         held.append(self._linear(p, ba.name, "beta and alpha", width))
         if len(projection.output_sizes) == 1:
             held += [p.alloc("value", token=inner), p.alloc("gate", token=inner), p.alloc("beta, alpha", token=width)]
+            held += [p.alloc(name, token=(qkvz - 2 * inner) // 2) for name in ("query", "key")]
             held.append(p.alloc("query, key and value, joined", token=qkvz - inner))
         else:
             held.append(p.alloc("beta, alpha, contiguous", token=width))
         core = p.alloc("recurrent output", token=inner)
+        if len(projection.output_sizes) > 1:
+            held.append(p.alloc("gate, contiguous", token=inner))
         normed = p.alloc("normalized recurrent output", token=inner)
         result = self._linear(p, out.name, "attention block output", self.hidden, reduced=True)
         p.free(core, normed, *held)
@@ -340,14 +392,10 @@ class Forward:
         run = self.linears[moe.name]
         logits = None
         if layer.router is not None:
-            logits = self._linear(p, layer.router.name, "router logits", sum(layer.router.output_sizes) * self.item)
+            logits = self._router(p, layer.router)
         shared = None
         if layer.shared is not None:
-            shared = self._mlp(p, layer.shared, self.style, reduced=False)
-            if layer.shared_gate is not None:
-                scaled = p.alloc("scaled shared expert output", token=self.hidden)
-                p.free(shared)
-                shared = scaled
+            shared = self._shared_experts(p, layer, layer.shared)
         top_k = moe.top_k
         chosen = [p.alloc("routing weights", token=4 * top_k), p.alloc("routed experts", token=4 * top_k)]
         p.free(p.alloc("routing scratch", token=4 * top_k))
@@ -360,6 +408,36 @@ class Forward:
             p.free(shared, routed)
             routed = total
         return self._reduce(p, routed, self._moe_tp() > 1)
+
+    def _router(self, p: Program, router: Linear) -> int:
+        """Router logits; a float32 router takes its input in float32."""
+        count = sum(router.output_sizes)
+        if self.item == 4 or not self.linears[router.name].float32:
+            return self._linear(p, router.name, "router logits", count * self.item)
+        wide = p.alloc("router input in float32", token=self.hidden // self.item * 4)
+        logits = self._linear(p, router.name, "router logits", count * 4)
+        p.free(wide)
+        return logits
+
+    def _shared_experts(self, p: Program, layer: DecoderLayer, pair: tuple[Linear, Linear]) -> int:
+        """Few tokens go through them on a stream of their own (fused_moe/runner/shared_experts.py:102).
+
+        The first time, vLLM asks for the current stream and gets a new one for good, instead of the default stream
+        (utils/torch_utils.py:662).
+        """
+        if self.step.leaves and not self._left:
+            self._left = True
+            p.leave()
+        if self.step.overlaps:
+            p.aside()
+        shared = self._mlp(p, pair, self.style, reduced=False)
+        if layer.shared_gate is not None:
+            scaled = p.alloc("scaled shared expert output", token=self.hidden)
+            p.free(shared)
+            shared = scaled
+        if self.step.overlaps:
+            p.back()
+        return shared
 
     def _moe_tp(self) -> int:
         return self.config.tensor_parallel_size * self.config.data_parallel_size

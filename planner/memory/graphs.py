@@ -7,10 +7,11 @@ from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of
 from planner.memory.allocator import Block, CachingAllocator
 from planner.memory.constants import Measured
-from planner.memory.layers import decoder_layers
+from planner.memory.forward import Step
+from planner.memory.layers import decoder_layers, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
 from planner.memory.program import Program
-from planner.model.modules import FusedMoE, MLAProjection, QKVLinear
+from planner.model.modules import FusedMoE
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.releases.release import GraphBudget
@@ -18,7 +19,6 @@ from planner.sharding.rank import RankShare
 from planner.units import MIB
 
 ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
-_MAX_SPLITS = 32
 _ONE_STEP_ROWS = 256
 
 
@@ -69,21 +69,32 @@ def cuda_graph_estimate_bytes(model: ModelSpec, share: RankShare, config: Engine
     estimates nothing in 0.26; from 0.29 it captures the pieces and two whole graphs and multiplies
     (vLLM 0.29.0 v1/worker/gpu/cudagraph_utils.py:718).
     """
+    terms = estimate_terms(model, share, config)
+    if not terms:
+        return 0
+    mixed, whole = captured_graphs(config)
+    splits = split_buffer_bytes(model, config, max(whole, default=0)) if config.model_runner == "v1" else 0
+    graphs = max(0, len(mixed) - 1) + max(0, len(whole) - 1) if config.model_runner == "v1" else len(whole)
+    node, nodes = terms[-1]
+    floor = max(0, graphs * MIB - node.value * nodes)
+    return splits + floor + sum(constant.value * times for constant, times in terms)
+
+
+def estimate_terms(model: ModelSpec, share: RankShare, config: EngineConfig) -> tuple[tuple[Measured, int], ...]:
+    """The measured constants in the engine's estimate, each with how often it counts, the one of a node last."""
     mixed, whole = captured_graphs(config)
     release = release_for(config.vllm_version).release
     if not (mixed or whole) or not _subtracted(release.graph_budget, config):
-        return 0
-    nccl = measured.NCCL_GRAPH_BUFFERS.value if config.tensor_parallel_size > 1 else 0
+        return ()
+    layers = len(share.layers)
+    nccl: tuple[tuple[Measured, int], ...] = ()
+    if config.tensor_parallel_size > 1 and release.ledger_rule == "consumed_plus_headroom":
+        nccl = ((measured.NCCL_GRAPH_BUFFERS, 1),)
     if config.model_runner == "v2":
-        if not release.v2_profiles_cuda_graphs:
-            return 0
-        return len(whole) * max(MIB, len(share.layers) * _v2_node(config).value) + nccl
-    if release.ledger_rule == "sum_of_terms":
-        nccl = 0
+        return (*nccl, (_v2_node(config), len(whole) * layers)) if release.v2_profiles_cuda_graphs else ()
     further = max(0, len(mixed) - 1) + max(0, len(whole) - 1)
-    each = max(MIB, len(share.layers) * _estimate_node_bytes(model, share, config))
-    first = split_buffer_bytes(model, config, max(whole, default=0)) + measured.GRAPH_ESTIMATE_FIRST.value
-    return first + further * each + nccl
+    node = _estimate_node(model, share, config)
+    return (*nccl, (measured.GRAPH_ESTIMATE_FIRST, 1), (node, further * layers))
 
 
 def _subtracted(budget: GraphBudget, config: EngineConfig) -> bool:
@@ -100,29 +111,13 @@ def _v2_node(config: EngineConfig) -> Measured:
 
 
 def split_buffer_bytes(model: ModelSpec, config: EngineConfig, rows: int) -> int:
-    """FlashAttention 3's partial outputs in float32, for up to 32 splits, which a captured decode batch sets aside.
-
-    Source: vLLM 0.26.0 config/attention.py:42, v1/attention/backends/flash_attn.py:493.
-    """
-    if config.compute_capability != (9, 0):
-        return 0
-    tp = config.tensor_parallel_size
-    if config.attention_backend == "FLASH_ATTN":
-        widths = [
-            module.num_heads // tp * (module.head_size_v or module.head_size)
-            for module in model.modules
-            if isinstance(module, QKVLinear) and module.component == "language_model"
-        ]
-    elif config.attention_backend == "FLASH_ATTN_MLA":
-        widths = [m.num_heads // tp * m.kv_lora_rank for m in model.modules if isinstance(m, MLAProjection)]
-    else:
-        return 0
-    return _MAX_SPLITS * max(widths, default=0) * 4 * rows
+    """FlashAttention 3's partial outputs, which a captured decode batch sets aside."""
+    return split_bytes_per_token(model, config) * rows
 
 
 def _pool_bytes(model: ModelSpec, share: RankShare, config: EngineConfig, tokens: int) -> int:
     program = Program()
-    hidden = forward_of(model, share, config).write(program, attends=True)
+    hidden = forward_of(model, share, config).write(program, Step(attends=True))
     program.free(hidden)
     pool = CachingAllocator()
     kept: dict[str, Block] = {}
@@ -130,13 +125,13 @@ def _pool_bytes(model: ModelSpec, share: RankShare, config: EngineConfig, tokens
     return pool.reserved_bytes
 
 
-def _estimate_node_bytes(model: ModelSpec, share: RankShare, config: EngineConfig) -> int:
+def _estimate_node(model: ModelSpec, share: RankShare, config: EngineConfig) -> Measured:
     kind = _expert_kind(model, share, config)
     if kind == "":
-        return measured.GRAPH_ESTIMATE_NODE_BYTES.value
+        return measured.GRAPH_ESTIMATE_NODE_BYTES
     if kind == "grouped":
-        return measured.GRAPH_ESTIMATE_NODE_BYTES_GROUPED.value
-    return measured.GRAPH_ESTIMATE_NODE_BYTES_MOE.value
+        return measured.GRAPH_ESTIMATE_NODE_BYTES_GROUPED
+    return measured.GRAPH_ESTIMATE_NODE_BYTES_MOE
 
 
 def _expert_kind(model: ModelSpec, share: RankShare, config: EngineConfig) -> str:

@@ -264,3 +264,27 @@ def latent_workspace_rows(config: EngineConfig) -> int:
     """Tokens of context that MLA's chunked prefill up-projects at once (vLLM mla_attention.py:1688)."""
     rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * config.block_size), 64 * 1024)
     return max(rows, config.max_num_seqs * config.block_size)
+
+
+def split_bytes_per_token(model: ModelSpec, config: EngineConfig) -> int:
+    """FlashAttention 3's partial outputs in float32, for up to 32 splits, where batches can be captured in graphs.
+
+    Source: vLLM 0.26.0 config/attention.py:42, v1/attention/backends/flash_attn.py:493.
+    """
+    if config.compute_capability != (9, 0):
+        return 0
+    tp = config.tensor_parallel_size
+    if config.attention_backend == "FLASH_ATTN":
+        widths = [
+            module.num_heads // tp * (module.head_size_v or module.head_size)
+            for module in model.modules
+            if isinstance(module, QKVLinear) and module.component == "language_model"
+        ]
+    elif config.attention_backend == "FLASH_ATTN_MLA":
+        widths = [m.num_heads // tp * m.kv_lora_rank for m in model.modules if isinstance(m, MLAProjection)]
+    else:
+        return 0
+    return _MAX_SPLITS * max(widths, default=0) * 4
+
+
+_MAX_SPLITS = 32

@@ -44,6 +44,7 @@ class LinearRun:
     input_size: int = 0
     group: int = 0
     bias: bool = False
+    float32: bool = False
     cublas_bytes: int = 0
 
     def before(self, p: Program) -> tuple[int, ...]:
@@ -58,9 +59,9 @@ class LinearRun:
     def during(self, p: Program) -> None:
         """Workspaces that the product takes once its output exists, and keeps for good."""
         if self.kind == "dense":
-            p.keep(CUBLAS, constant=self.cublas_bytes)
+            p.keep_here(CUBLAS, constant=self.cublas_bytes)
             if self.bias:
-                p.keep(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
+                p.keep_here(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
 
     def write_experts(self, p: Program, moe: FusedMoE, inner: int, item: int) -> None:
         """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation."""
@@ -71,7 +72,7 @@ class LinearRun:
             scratch += [p.alloc("quantized input", token=hidden), p.alloc("input scales", token=self._scales(hidden))]
         if self.kind != "grouped":
             first, second = top_k * max(inner, hidden) * item, top_k * max(width, hidden) * item
-            p.keep(EXPERT_WORKSPACE, token=first + second)
+            p.grow(EXPERT_WORKSPACE, token=first + second)
             scratch.append(
                 p.alloc("sorted tokens", token=4 * top_k, constant=4 * moe.num_experts * (_ROUTING_BLOCK - 1))
             )
@@ -117,7 +118,7 @@ def _run(tensors: Mapping[str, Tensor], input_size: int, config: EngineConfig) -
         packed = any(name in tensors for name in _PACKED_NAMES)
         return LinearRun("packed" if packed or tensors else "dense", cublas_bytes=workspace)
     if weight.dtype in _PLAIN:
-        return LinearRun("dense", bias="bias" in tensors, cublas_bytes=workspace)
+        return LinearRun("dense", bias="bias" in tensors, float32=weight.dtype == "float32", cublas_bytes=workspace)
     if weight.dtype in _FP8 and config.compute_capability >= (8, 9):
         block = next((t for name, t in tensors.items() if name.endswith("weight_scale_inv")), None)
         static = any(name.endswith("input_scale") for name in tensors)

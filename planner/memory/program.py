@@ -43,12 +43,17 @@ class Stage:
         )
 
 
-EventKind = Literal["alloc", "free", "keep", "drop", "empty_cache"]
+EventKind = Literal["alloc", "free", "keep", "keep_here", "grow", "drop", "empty_cache", "aside", "back", "leave"]
+
+_ASIDE_STREAM = 1
+_DEDICATED_STREAM = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`keep` allocates a tensor that outlives the program, once, under its name; `drop` frees what a name holds."""
+    """`keep` allocates a tensor that outlives the program, once, under its name, `keep_here` once for each stream;
+    `grow` returns the cache before it makes a larger one; `drop` frees what a name holds. `aside` and `back` lead to a
+    stream beside the main one and back; `leave` makes another stream the main one."""
 
     kind: EventKind
     handle: int
@@ -81,6 +86,25 @@ class Program:
         """A tensor that stays: allocated when the name holds nothing or less (the smaller one goes first)."""
         self.events.append(Event("keep", 0, LiveTensor(name, token, seq, constant), self._stage))
 
+    def keep_here(self, name: str, *, constant: int) -> None:
+        """A tensor that stays, one for each stream: the workspace of a library's handle."""
+        self.events.append(Event("keep_here", 0, LiveTensor(name, 0, 0, constant), self._stage))
+
+    def grow(self, name: str, *, token: int = 0, constant: int = 0) -> None:
+        """A tensor that stays, made larger where needed, after the cache went back to the driver."""
+        self.events.append(Event("grow", 0, LiveTensor(name, token, 0, constant), self._stage))
+
+    def aside(self) -> None:
+        """What follows runs on a stream beside the main one, until `back`."""
+        self.events.append(Event("aside", 0, _NOTHING, self._stage))
+
+    def back(self) -> None:
+        self.events.append(Event("back", 0, _NOTHING, self._stage))
+
+    def leave(self) -> None:
+        """Leave the default stream for good: blocks cached for it serve nobody from here on."""
+        self.events.append(Event("leave", 0, _NOTHING, self._stage))
+
     def drop(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
         """Free what `name` holds. For a tensor made before the program, its size counts against the peak."""
         self.events.append(Event("drop", 0, LiveTensor(name, token, seq, constant), self._stage))
@@ -108,10 +132,10 @@ class Program:
                 else:
                     total = _add(total, gone, -1)
                 continue
-            if event.kind == "empty_cache":
+            if event.kind in _SILENT:
                 continue
             key: int | str = event.handle
-            if event.kind == "keep":
+            if event.kind in _KEEPING:
                 key = event.tensor.name
                 held = live.get(key)
                 if held is not None:
@@ -137,16 +161,27 @@ class Program:
                 allocator.free(kept.pop(event.tensor.name, None))
             elif event.kind == "empty_cache":
                 allocator.empty_cache()
+            elif event.kind in _KEEPING:
+                _keep(allocator, event, event.tensor.bytes(tokens, seqs), kept)
             else:
-                _keep(allocator, event.tensor.name, event.tensor.bytes(tokens, seqs), kept)
+                _turn(allocator, event.kind)
 
 
-def _keep(allocator: CachingAllocator, name: str, size: int, kept: dict[str, Block]) -> None:
+def _turn(allocator: CachingAllocator, kind: EventKind) -> None:
+    if kind == "leave":
+        allocator.main_stream = _DEDICATED_STREAM
+    allocator.stream = _ASIDE_STREAM if kind == "aside" else allocator.main_stream
+
+
+def _keep(allocator: CachingAllocator, event: Event, size: int, kept: dict[str, Block]) -> None:
+    here = event.kind == "keep_here" and allocator.stream
+    name = f"{event.tensor.name} of stream {allocator.stream}" if here else event.tensor.name
     held = kept.get(name)
     if held is not None:
         if held.size >= size:
             return
         allocator.free(kept.pop(name))
+    if event.kind == "grow":
         allocator.empty_cache()
     block = allocator.allocate(size)
     if block is not None:
@@ -154,6 +189,8 @@ def _keep(allocator: CachingAllocator, name: str, size: int, kept: dict[str, Blo
 
 
 _NOTHING = LiveTensor("")
+_KEEPING = ("keep", "keep_here", "grow")
+_SILENT = ("empty_cache", "aside", "back", "leave")
 
 
 def _vector(tensor: LiveTensor) -> tuple[int, int, int]:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 class Style:
     """`keeps_gate_up`: the MLP keeps the fused projection in a variable of its own until it returns (Qwen2MLP), instead
     of overwriting it (LlamaMLP). `native_norm`: GemmaRMSNorm, which PyTorch runs in float32 and not in place.
-    `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number."""
+    `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number.
+    `keeps_input`: the attention's input stays in a dictionary of arguments until the layer returns."""
 
     keeps_gate_up: bool = True
     native_norm: bool = False
     sandwich: bool = False
     scaled_embedding: bool = False
+    keeps_input: bool = False
 
     @property
     def pieces(self) -> bool:
@@ -82,4 +84,5 @@ def style_of(architecture: str) -> Style:
         keeps_gate_up=architecture not in _REBINDS,
         native_norm=architecture in _GEMMA_NORM,
         scaled_embedding=architecture.startswith(("Gemma", "Granite")),
+        keeps_input=architecture in ("Glm4MoeLiteForCausalLM", "AXK1ForCausalLM"),
     )
