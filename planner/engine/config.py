@@ -18,7 +18,8 @@ class EngineConfig(Value):
     `attention_backend` is that of the first attention layer, which decides the block size; `attention_backends` all
     in use. `kv_cache_dtype_skip_layers`: decoder layers whose cache keeps the model's dtype. `mm_limit_options`: the
     widths, heights and frames given with --limit-mm-per-prompt, as (modality, option, value).
-    `disable_hybrid_kv_cache_manager`: sliding and chunked layers then cache like full attention.
+    `gpu_memory_bytes`: the card's total, which some towers read. `disable_hybrid_kv_cache_manager`: sliding and
+    chunked layers then cache like full attention.
     """
 
     vllm_version: str
@@ -71,6 +72,7 @@ class EngineConfig(Value):
     mm_limit_options: tuple[tuple[str, str, int], ...] = ()
     enable_chunked_prefill: bool = True
     disable_hybrid_kv_cache_manager: bool = False
+    gpu_memory_bytes: int = 0
 
     @property
     def world_size(self) -> int:

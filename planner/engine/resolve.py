@@ -120,6 +120,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         max_lora_rank=args.max_lora_rank,
         compute_capability=gpu.compute_capability,
         sm_count=gpu.sm_count,
+        gpu_memory_bytes=gpu.total_memory_bytes,
         env=args.env,
         disable_hybrid_kv_cache_manager=_disables_hybrid_manager(model, args),
         warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings),

@@ -48,7 +48,8 @@ class DynamicPatches(Value):
     patches = (height / patch_size) * (width / patch_size), tokens = patches / merge_size**2. A video has
     frames / temporal_patch_size such grids. `video_min_pixels`, `video_max_pixels`: bounds of a video's frame where
     `video_pixels` is "frame", of all its frames together where it is "total". `max_video_frames`: the most frames that
-    vLLM's dummy video has.
+    vLLM's dummy video has. `max_side_patches`: the most patches along a side, 0 without a bound; `video_sum_pixels`: a
+    bound of all frames together beside the frame's, 0 for none (Kimi-K2.5).
     """
 
     kind: Literal["dynamic_patches"] = "dynamic_patches"
@@ -61,6 +62,8 @@ class DynamicPatches(Value):
     video_min_pixels: int
     video_max_pixels: int
     max_video_frames: int
+    max_side_patches: int = 0
+    video_sum_pixels: int = 0
 
 
 class FixedSize(Value):
@@ -146,7 +149,9 @@ class Slices(Value):
 class AudioFrames(Value):
     """Sound as mel frames: `max_frames` is the longest chunk's, `tokens` what that chunk becomes.
 
-    `encoder_positions`: sequence length inside the encoder for that chunk.
+    `encoder_positions`: sequence length inside the encoder for that chunk. `stem_channels`: of the strided 2-D
+    convolutions before it, 0 where there are none; `stem_window`: frames that they convolve together (0: the whole
+    sound), `stem_batch`: such windows at once.
     """
 
     kind: Literal["audio_frames"] = "audio_frames"
@@ -154,6 +159,9 @@ class AudioFrames(Value):
     max_frames: int
     encoder_positions: int
     tokens: int
+    stem_channels: int = 0
+    stem_window: int = 0
+    stem_batch: int = 1
 
 
 ImageRule = DynamicPatches | FixedSize | Tiles | Pinpoints | LongestEdge | Slices

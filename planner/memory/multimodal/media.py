@@ -8,7 +8,7 @@ from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import PatchRule
 from planner.memory.multimodal.rule import MediaRule
-from planner.memory.multimodal.shaped import EdgeRule, Gemma4Rule, GlmRule, KimiRule, PaddleRule
+from planner.memory.multimodal.shaped import ChunkRule, EdgeRule, Gemma4Rule, GlmRule, KimiRule, PaddleRule
 from planner.memory.multimodal.sound import SoundRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule
 from planner.model.vision_spec import (
@@ -32,6 +32,8 @@ _SHAPED: dict[str, tuple[type[PatchRule], tuple[str, ...]]] = {
     "Qwen3VL": (PatchRule, _PIXEL_KEYS),
     "Qwen3_5": (PatchRule, _PIXEL_KEYS),
     "Glm4v": (GlmRule, _PIXEL_KEYS),
+    "KimiK25": (ChunkRule, ()),
+    "Qwen3OmniMoe": (PatchRule, _PIXEL_KEYS),
     "KimiVL": (KimiRule, ("in_token_limit",)),
     "PaddleOCRVL": (PaddleRule, _PIXEL_KEYS),
     "Gemma4": (Gemma4Rule, ("max_soft_tokens",)),
@@ -67,7 +69,7 @@ def media_item(
     rule = visual_rule(vision, kwargs)
     if width < 1 or height < 1:
         raise InputError(f"a {modality} needs its width and height")
-    if modality == "image":
+    if modality == "image" or (modality == "vision_chunk" and frames is None and seconds is None):
         return rule.image(width, height)
     if frames is None and seconds is None:
         raise InputError("a video needs its seconds or frames")
@@ -87,7 +89,7 @@ def largest_items(vision: VisionSpec, config: EngineConfig) -> tuple[LargestItem
         width, height = options.get((modality, "width")), options.get((modality, "height"))
         if modality == "audio":
             found.append(sound_rule(vision).largest())
-        elif modality == "image":
+        elif modality in ("image", "vision_chunk"):
             found.append(visual_rule(vision, kwargs).largest_image(width, height))
         else:
             frames = options.get((modality, "num_frames"))
@@ -103,10 +105,12 @@ def worst_items(vision: VisionSpec, config: EngineConfig, budget_tokens: int) ->
     found = []
     for modality in active_modalities(vision, config):
         if modality == "audio":
-            found.append(sound_rule(vision).largest().item)
+            found.append(sound_rule(vision).longest())
             continue
         rule = visual_rule(vision, kwargs)
-        if modality == "image":
+        if modality == "vision_chunk":
+            found.append(rule.longest_video(budget_tokens))
+        if modality in ("image", "vision_chunk"):
             largest = rule.largest_image(None, None).item
             found.append(largest)
             found += [item for item in rule.squares(_MIDDLING) if item.patches < largest.patches]
@@ -157,6 +161,6 @@ def processed_within(vision: VisionSpec, key: str) -> bool:
 
 
 def sound_rule(vision: VisionSpec) -> SoundRule:
-    if vision.audio is None or vision.family == "Gemma4":
+    if vision.audio is None:
         raise UnsupportedError("media", f"sound of {vision.family} models is not supported by this planner")
     return SoundRule(vision.family, vision.audio)

@@ -20,13 +20,15 @@ the last of them is the highest moment: here they follow the first blocks."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QwenMerger:
-    """`merge`: patches of one token. `output`: one embedding without deepstack levels. `deepstack`: the levels.
-    `windowed`: patches are reordered by window and back (Qwen2.5-VL). `position_table`: interpolated positions live
-    through the run (Qwen3-VL)."""
+    """`merge`: patches of one token. `output`: one embedding without deepstack levels. `deepstack`: the levels;
+    `merges_last`: their hidden states are kept until the last block and merged then (Qwen3-Omni). `windowed`: patches
+    are reordered by window and back (Qwen2.5-VL). `position_table`: interpolated positions live through the run
+    (Qwen3-VL)."""
 
     merge: int
     output: int
     deepstack: int = 0
+    merges_last: bool = False
     windowed: bool = False
     position_table: bool = False
 
@@ -48,15 +50,20 @@ def write_qwen(run: TowerRun, merger: QwenMerger, items: Sequence[MediaItem]) ->
         p.free(x)
         x = reordered
     levels: list[int] = []
+    kept: list[int] = []
     for layer in range(min(tower.layers, _BLOCKS + merger.deepstack)):
         p.stage(f"vision block {layer}")
-        x = run.block(x)
-        if len(levels) < merger.deepstack:
+        x = run.block(None if x in kept else x)
+        if len(levels) + len(kept) < merger.deepstack:
             p.stage("deepstack merger")
-            levels.append(_merge(run, merger, tokens))
+            if merger.merges_last:
+                kept.append(x)
+            else:
+                levels.append(_merge(run, merger, tokens))
     p.stage("merger")
     merged = _merge(run, merger, tokens)
-    p.free(x)
+    levels += [_merge(run, merger, tokens) for _ in kept]
+    p.free(x, *kept)
     if levels or merger.windowed:
         out = run.tensor("embeddings", merger.output * (1 + merger.deepstack), tokens)
         p.free(merged, *levels)

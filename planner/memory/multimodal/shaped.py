@@ -1,7 +1,7 @@
-"""Images that keep their shape in other ways than Qwen-VL's: GLM-4V, Kimi-VL, PaddleOCR-VL, Gemma 4, Pixtral.
+"""Images that keep their shape in other ways than Qwen-VL's: GLM-4V, Kimi, PaddleOCR-VL, Gemma 4, Pixtral.
 
-Source: vLLM 0.26.0 model_executor/models/{glm4_1v,kimi_vl,paddleocr_vl,gemma4_mm,pixtral}.py; transformers 5.14.1
-models/{glm4v,pixtral}/image_processing_*.py.
+Source: vLLM 0.26.0 model_executor/models/{glm4_1v,kimi_vl,kimi_k25,paddleocr_vl,gemma4_mm,pixtral}.py;
+transformers 5.14.1 models/{glm4v,pixtral}/image_processing_*.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from planner.model.vision_spec import LongestEdge
 
 _HUGE = 9_999_999
 _KIMI_DUMMY = 1024
+_CHUNK_DUMMY = 3000
 _GEMMA4_FRAME_MARKERS = 8
 
 
@@ -84,6 +85,51 @@ class KimiRule(PatchRule):
 
     def largest_image(self, width: int | None, height: int | None) -> LargestItem:
         return MediaRule.largest_image(self, width, height)
+
+
+@dataclass(frozen=True)
+class ChunkRule(KimiRule):
+    """Kimi-K2.5: an image, or a chunk of frames whose features are averaged over time; the dummy is whichever of
+    3000 x 3000 pixels has more tokens (vLLM kimi_k25.py:140, kimi_k25_vision_fused.py:60)."""
+
+    def image(self, width: int, height: int) -> MediaItem:
+        return self._chunk(width, height, 1, self.rule.max_pixels)
+
+    def video(self, width: int, height: int, frames: int) -> MediaItem:
+        """One chunk of `frames` frames."""
+        bound, whole = self.rule.video_max_pixels, self.rule.video_sum_pixels
+        return self._chunk(width, height, frames, min(bound, round(whole / frames)) if whole else bound)
+
+    def sampled_frames(self, seconds: float) -> int:
+        return MediaRule.sampled_frames(self, seconds)
+
+    def squares(self, sides: tuple[int, ...]) -> tuple[MediaItem, ...]:
+        return tuple(replace(item, modality="vision_chunk") for item in super().squares(sides))
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        chunk, image = self.video(_CHUNK_DUMMY, _CHUNK_DUMMY, self.rule.max_video_frames), self._largest_still()
+        dummy = chunk if chunk.tokens >= image.tokens else image
+        return LargestItem(modality="vision_chunk", max_tokens=dummy.tokens, item=dummy)
+
+    def longest_video(self, max_tokens: int) -> MediaItem:
+        return self.video(_CHUNK_DUMMY, _CHUNK_DUMMY, self.rule.max_video_frames)
+
+    def _largest_still(self) -> MediaItem:
+        return self.image(_CHUNK_DUMMY, _CHUNK_DUMMY)
+
+    def _chunk(self, width: int, height: int, frames: int, max_pixels: int) -> MediaItem:
+        patch, side, cell = self.rule.patch_size, self.rule.max_side_patches * self.rule.patch_size, self.factor
+        cells = max(1, width // patch) * max(1, height // patch)
+        scale = min(1.0, sqrt(max_pixels // patch**2 / cells), side / width, side / height)
+        wide, high = (min(max(1, int(length * scale)), side) for length in (width, height))
+        item = self._item("image", 1, -(-high // cell) * cell, -(-wide // cell) * cell)
+        return replace(
+            item,
+            modality="vision_chunk",
+            patches=frames * item.patches,
+            input_values=frames * item.patches * CHANNELS * patch**2,
+            frames=frames,
+        )
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from planner.engine.config import EngineConfig
 from planner.memory.multimodal.budget import EncoderBudget, encoder_budget
 from planner.memory.multimodal.encoder import encoder_peak_bytes
 from planner.memory.multimodal.item import MediaItem
-from planner.memory.multimodal.kwargs import processor_kwargs
-from planner.memory.multimodal.media import active_modalities, item_limit, media_item, worst_items
+from planner.memory.multimodal.kwargs import ProcessorKwargs, processor_kwargs
+from planner.memory.multimodal.media import active_modalities, item_limit, media_item, visual_rule, worst_items
 from planner.model.spec import ModelSpec
-from planner.model.vision_spec import Modality, VisionSpec
+from planner.model.vision_spec import DynamicPatches, Modality, VisionSpec
 from planner.sharding.rank import RankShare
 
 
@@ -36,9 +37,14 @@ def workload_items(
     """The kinds of items of one request with their counts. Raises InputError for what the model does not take."""
     kwargs = processor_kwargs(config.mm_processor_kwargs)
     found: list[tuple[MediaItem, int]] = []
+    chunked = "vision_chunk" in vision.modalities
     if workload.images:
         width, height = workload.image_size
-        found.append((media_item(vision, "image", width=width, height=height, kwargs=kwargs), workload.images))
+        kind: Modality = "vision_chunk" if chunked else "image"
+        found.append((media_item(vision, kind, width=width, height=height, kwargs=kwargs), workload.images))
+    if workload.videos and chunked:
+        found += _chunks(vision, workload, kwargs)
+        return tuple(found)
     if workload.videos:
         width, height = workload.video_size
         seconds = workload.video_seconds
@@ -48,6 +54,15 @@ def workload_items(
         sound = media_item(vision, "audio", seconds=workload.sound_seconds, kwargs=kwargs)
         found.append((sound, workload.sounds))
     return tuple(found)
+
+
+def _chunks(vision: VisionSpec, workload: MediaWorkload, kwargs: ProcessorKwargs) -> list[tuple[MediaItem, int]]:
+    """A video as chunks of frames, each an item of its own (Kimi-K2.5)."""
+    rule, image = visual_rule(vision, kwargs), vision.image
+    assert isinstance(image, DynamicPatches)
+    width, height = workload.video_size
+    chunk = rule.video(width, height, image.max_video_frames)
+    return [(chunk, workload.videos * ceil(rule.sampled_frames(workload.video_seconds) / image.max_video_frames))]
 
 
 def workload_tokens(model: ModelSpec, config: EngineConfig, workload: MediaWorkload) -> int:

@@ -85,7 +85,7 @@ def qwen3_asr(config: ConfigView) -> Architecture:
     audio = thinker.section("audio_config", "qwen3_omni_moe_audio_encoder")
     text = llama.qwen3(thinker_text(config, thinker, "qwen3"), "language_model.")
     encoder = audio_encoder(audio, audio.size("output_dim"))
-    spec = VisionSpec(family="Qwen3ASR", modalities=("audio",), audio_encoder=encoder, audio=audio_frames(audio))
+    spec = VisionSpec(family="Qwen3ASR", modalities=("audio",), audio_encoder=encoder, audio=convolved_frames(audio))
     prefixes = (
         *THINKER_PREFIXES,
         ("model.audio_tower.", "audio_tower."),
@@ -186,3 +186,13 @@ def audio_frames(audio: ConfigView) -> AudioFrames:
         encoder_positions=positions,
         tokens=(positions - 2) // 2 + 1,
     )
+
+
+def convolved_frames(audio: ConfigView) -> AudioFrames:
+    """Qwen3-Omni's: three strided 2-D convolutions over windows of 2 * n_window frames."""
+    stem = {
+        "stem_channels": audio.size("downsample_hidden_size"),
+        "stem_window": 2 * audio.size("n_window"),
+        "stem_batch": audio.size("conv_chunksize", 500),
+    }
+    return audio_frames(audio).model_copy(update=stem)

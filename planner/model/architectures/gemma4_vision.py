@@ -55,7 +55,7 @@ def with_gemma4_towers(config: ConfigView, text: Architecture) -> Architecture:
             "audio_tower",
         )
         modalities = ("image", "audio", "video")
-        audio_encoder, frames = _audio_encoder(audio, output), _frames(config)
+        audio_encoder, frames = _audio_encoder(audio, output), _frames(config, audio)
     spec = VisionSpec(
         family="Gemma4",
         modalities=modalities,
@@ -223,7 +223,13 @@ def _patches(config: ConfigView, vision: ConfigView) -> DynamicPatches:
     )
 
 
-def _frames(config: ConfigView) -> AudioFrames:
+def _frames(config: ConfigView, audio: ConfigView) -> AudioFrames:
     settings = ConfigView(config.files.processor if config.files is not None else {}, "processor_config.json")
     tokens = settings.size("audio_seq_length", 750)
-    return AudioFrames(mel_bins=128, max_frames=4 * tokens, encoder_positions=tokens, tokens=tokens)
+    return AudioFrames(
+        mel_bins=settings.section("feature_extractor").size("feature_size", 128),
+        max_frames=4 * tokens,
+        encoder_positions=tokens,
+        tokens=tokens,
+        stem_channels=audio.sizes("subsampling_conv_channels")[0],
+    )

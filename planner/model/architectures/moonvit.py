@@ -27,6 +27,8 @@ _DEFAULTS = {
     "patch_size": 14,
 }
 _FRAMES = 4
+_LIMITS = (4096, 16384)
+"""Patches of an image where no processor file says: of Kimi-VL, of Kimi-K2.5."""
 
 
 def with_kimi_vl_tower(config: ConfigView, text: Architecture) -> Architecture:
@@ -133,7 +135,8 @@ def _patches(config: ConfigView, vision: ConfigView, frames: int) -> DynamicPatc
     settings = ConfigView(config.files.preprocessor if config.files is not None else {}, "preprocessor_config.json")
     media = settings.section("media_proc_cfg")
     patch = _size(vision, "patch_size")
-    limit = media.optional_size("in_patch_limit") or settings.size("in_token_limit", 4096)
+    limit = media.optional_size("in_patch_limit") or settings.size("in_token_limit", _LIMITS[frames > 1])
+    in_frame = media.optional_size("in_patch_limit_each_frame") or (limit if "in_patch_limit" in media else 4096)
     pixels, merge = limit * patch**2, vision.sizes("merge_kernel_size", (2, 2))[0]
     return DynamicPatches(
         patch_size=patch,
@@ -142,6 +145,8 @@ def _patches(config: ConfigView, vision: ConfigView, frames: int) -> DynamicPatc
         min_pixels=(patch * merge) ** 2,
         max_pixels=pixels,
         video_min_pixels=(patch * merge) ** 2,
-        video_max_pixels=pixels,
-        max_video_frames=frames,
+        video_max_pixels=in_frame * patch**2,
+        max_video_frames=media.size("temporal_merge_kernel_size", frames),
+        max_side_patches=media.size("patch_limit_on_one_side", 512) if frames > 1 else 0,
+        video_sum_pixels=(media.optional_size("in_patch_limit_video") or 0) * patch**2,
     )

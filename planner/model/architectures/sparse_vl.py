@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.model.architectures.audio import (
     THINKER_PREFIXES,
     audio_encoder,
-    audio_frames,
+    convolved_frames,
     qwen3_audio_tower,
     thinker_text,
 )
@@ -18,6 +18,7 @@ from planner.model.architectures.llama4_vision import with_llama4_tower
 from planner.model.architectures.moonvit import with_kimi_k25_tower, with_kimi_vl_tower
 from planner.model.architectures.qwen_vl import (
     deepstack_inputs,
+    frame_patches,
     qwen3_spec,
     qwen3_vision_tower,
     with_qwen3_tower,
@@ -48,7 +49,8 @@ def qwen3_omni_moe(config: ConfigView) -> Architecture:
         update={
             "modalities": ("audio", "image", "video"),
             "audio_encoder": audio_encoder(audio, audio.size("output_dim")),
-            "audio": audio_frames(audio),
+            "audio": convolved_frames(audio),
+            "image": frame_patches(config, vision),
         }
     )
     return multimodal(text, qwen3_audio_tower(audio) + tower, vision=spec, prefixes=THINKER_PREFIXES)

@@ -1,0 +1,166 @@
+"""Which tower a batch of one modality runs through, and its projector: chosen by vLLM's processing class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.engine.config import EngineConfig
+from planner.errors import UnsupportedError
+from planner.memory.linear import linear_runs
+from planner.memory.multimodal.gemma4_tower import Gemma4Vision, encoder_chunk, write_gemma4_audio
+from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.plain_tower import PlainRun, Projector, write_plain
+from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
+from planner.memory.multimodal.sound_stem import write_stem
+from planner.memory.multimodal.styles import TowerStyle, tower_of
+from planner.memory.multimodal.tower import TowerRun
+from planner.memory.program import Program
+from planner.model.modules import Linear, QKVLinear
+from planner.model.spec import ModelSpec
+from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Slices, VisionSpec
+from planner.sharding.rank import RankShare
+from planner.values import DTYPE_BYTES
+
+_WHISPER = ("Qwen2Audio", "Qwen2_5Omni")
+_STYLES: dict[str, TowerStyle] = {
+    "Qwen2VL": "qwen2",
+    "Qwen2_5_VL": "qwen2_5",
+    "Qwen2_5Omni": "qwen2_5",
+    "Qwen3VL": "qwen3",
+    "Qwen3_5": "qwen3",
+    "Qwen3OmniMoe": "qwen3",
+    "Glm4v": "glm4v",
+    "Llava": "plain",
+    "LlavaNext": "plain",
+    "LlavaOnevision": "plain",
+    "Gemma3": "plain",
+    "InternVL": "plain",
+    "InternS1": "plain",
+    "Idefics3": "plain",
+    "MiniCPMV": "plain",
+    "Mllama4": "moonvit",
+    "KimiVL": "moonvit",
+    "KimiK25": "moonvit",
+    "Mistral3": "pixtral",
+    "PaddleOCRVL": "rotated",
+}
+
+
+def run_tower(
+    p: Program,
+    model: ModelSpec,
+    share: RankShare,
+    config: EngineConfig,
+    items: Sequence[MediaItem],
+    tp: int,
+    *,
+    warm: bool,
+) -> int:
+    """Write the run over `items` of one modality, divided among `tp` ranks; the handle of their embeddings.
+
+    `warm`: the engine serves, its cache allocated. UnsupportedError for towers whose forward pass is not known here.
+    """
+    vision = model.vision
+    assert vision is not None
+    sound = items[0].modality == "audio"
+    encoder = vision.audio_encoder if sound else vision.encoder
+    if encoder is not None and vision.family == "Gemma4":
+        return _gemma4(p, vision, encoder, share, config, items, warm=warm)
+    style = _sound_style(vision) if sound else _style(vision)
+    if encoder is None or style is None:
+        raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
+    if sound and vision.audio is not None and vision.audio.stem_window:
+        write_stem(p, vision.audio, items, DTYPE_BYTES[config.dtype])
+    quantized = not sound and _quantizes_inputs(model, share, config)
+    tp = tp if encoder.num_heads % tp == 0 else 1
+    tower = tower_of(encoder, style, config, items, 1 if style == "audio" else tp, quantized=quantized)
+    run = TowerRun(p, tower, sum(entry.patches for entry in items))
+    if style in ("qwen2", "qwen2_5", "qwen3", "glm4v"):
+        assert isinstance(vision.image, DynamicPatches)
+        return write_qwen(run, _merger(vision.family, encoder, vision.image), items)
+    return write_plain(run, _plain(encoder, style, config), _projector(vision, encoder, style, items, tower.tp), items)
+
+
+def _gemma4(
+    p: Program,
+    vision: VisionSpec,
+    encoder: Encoder,
+    share: RankShare,
+    config: EngineConfig,
+    items: Sequence[MediaItem],
+    *,
+    warm: bool,
+) -> int:
+    """The tower reads the free memory to choose how much to encode at once: what the weights leave while the engine
+    profiles, what its budget leaves while it serves."""
+    item = DTYPE_BYTES[config.dtype]
+    if items[0].modality == "audio":
+        assert vision.audio is not None
+        return write_gemma4_audio(p, encoder, vision.audio, items, item)
+    total = config.gpu_memory_bytes
+    free = int(total * (1 - config.gpu_memory_utilization)) if warm else max(0, total - share.parameter_bytes)
+    rows = items[0].patches // items[0].sequences
+    chunk = encoder_chunk(rows, encoder.max_positions, free, total)
+    return Gemma4Vision(p, encoder, item, chunk).write(items)
+
+
+def _sound_style(vision: VisionSpec) -> TowerStyle | None:
+    if vision.family in _WHISPER:
+        return "audio"
+    return "plain" if vision.audio is not None and vision.audio.stem_window else None
+
+
+def _style(vision: VisionSpec) -> TowerStyle | None:
+    if vision.family == "Llava" and isinstance(vision.image, LongestEdge):
+        return "pixtral"
+    return _STYLES.get(vision.family)
+
+
+def _merger(family: str, encoder: Encoder, image: DynamicPatches) -> QwenMerger:
+    levels = encoder.deepstack_levels
+    return QwenMerger(
+        merge=image.merge_size,
+        output=encoder.output_size // (1 + levels),
+        deepstack=levels,
+        merges_last=family == "Qwen3OmniMoe",
+        windowed=encoder.window_pixels is not None,
+        position_table=encoder.max_positions > 0,
+    )
+
+
+def _plain(encoder: Encoder, style: TowerStyle, config: EngineConfig) -> PlainRun:
+    if style == "pixtral":
+        return PlainRun(mask="batch", rotary_bytes=2 * encoder.head_size * DTYPE_BYTES[config.dtype])
+    if style == "moonvit":
+        return PlainRun(rotary_bytes=4 * encoder.head_size)
+    return PlainRun(mask="sequence" if style == "audio" else "none", all_states=encoder.keeps_hidden_states)
+
+
+def _projector(
+    vision: VisionSpec, encoder: Encoder, style: TowerStyle, items: Sequence[MediaItem], tp: int
+) -> Projector:
+    """The features of a token are those of the patches that it stands for."""
+    patches, tokens = sum(item.patches for item in items), sum(item.tokens for item in items)
+    merged = max(1, patches // max(tokens, 1))
+    if isinstance(vision.image, DynamicPatches):
+        merged = vision.image.merge_size**2
+    sound = items[0].modality == "audio"
+    merged = 1 if sound and style == "plain" else merged
+    single = vision.family in ("Gemma3", "Idefics3") or style == "audio"
+    return Projector(
+        features=encoder.hidden_size * merged,
+        inner=0 if single else encoder.projector_size or encoder.output_size,
+        output=encoder.output_size,
+        tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4") else 1,
+        shuffles=merged > 1,
+        resamples=isinstance(vision.image, Slices) and style == "plain",
+    )
+
+
+def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
+    runs = linear_runs(model, share, config)
+    return any(
+        runs[module.name].kind == "fp8"
+        for module in model.modules
+        if module.component == "vision_tower" and isinstance(module, Linear | QKVLinear)
+    )
