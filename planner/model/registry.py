@@ -149,6 +149,7 @@ ARCHITECTURES: dict[str, str] = {
     "SmolVLMForConditionalGeneration": "idefics3:idefics3",
     "Phi3VForCausalLM": "phi3_v:phi3_v",
     "MolmoForCausalLM": "molmo:molmo",
+    "MuseGlimmerForConditionalGeneration": "muse_glimmer:muse_glimmer",
     "MiniMaxM3SparseForConditionalGeneration": "minimax_m3_vl:minimax_m3_vl",
     "Qwen3VLMoeForConditionalGeneration": "sparse_vl:qwen3_vl_moe",
     "Qwen3OmniMoeForConditionalGeneration": "sparse_vl:qwen3_omni_moe",
