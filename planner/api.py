@@ -14,6 +14,7 @@ from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess, refused_estimate
+from planner.memory.intervals import Confidence
 from planner.memory.crosscheck import checkpoint_warning
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
@@ -29,7 +30,8 @@ DEFAULT_VERSION = "0.26.0"
 
 class Request(Value):
     """What the user asks about. `given` names the EngineArgs fields that were set on purpose; `extra_argv` holds
-    options of a pasted command that leave memory alone and stay in the command."""
+    options of a pasted command that leave memory alone and stay in the command. `confidence`: whether the verdict must
+    hold at the unfavourable ends of the intervals, or by expected values."""
 
     model: str
     gpus: str
@@ -41,6 +43,7 @@ class Request(Value):
     given: tuple[str, ...] = ()
     args: EngineArgs = EngineArgs()
     extra_argv: tuple[str, ...] = ()
+    confidence: Confidence = "safe"
 
     @property
     def version(self) -> str:
@@ -87,7 +90,7 @@ def estimate(request: Request) -> Assessment:
         model = load_spec(request)
     except Rejected as refused:
         return Assessment(refused_estimate(request.model, gpus, request.version, refused.rejection))
-    found = assess(model, gpus, request.args, request.version)
+    found = assess(model, gpus, request.args, request.version, confidence=request.confidence)
     warning = None if found.config is None else checkpoint_warning(model, found.config)
     if warning is None:
         return found

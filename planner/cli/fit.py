@@ -93,7 +93,7 @@ def _options(
         raise InputError(f"--video-seconds must be above 0 and at most 86400, not {video_seconds}")
     return SearchOptions(
         objective=cast(Objective, objective), safety_margin=safety_margin, args=request.args, given=request.given,
-        max_plans=max_plans,
+        max_plans=max_plans, confidence=request.confidence,
         workload=Workload(
             concurrency=concurrency, min_model_len=min_model_len, images=images, image_size=_pixels(image_size),
             videos=videos, video_seconds=video_seconds,

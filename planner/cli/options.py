@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from planner.api import Request
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
+from planner.memory.intervals import Confidence
 from planner.units import parse_human_int, parse_size
 
 
@@ -107,6 +108,15 @@ def _parameters(required: bool) -> list[inspect.Parameter]:
         ),
         inspect.Parameter(
             "vllm_version", keyword, default=None, annotation=_optional(str, "Release to plan for.", "--vllm-version")
+        ),
+        inspect.Parameter(
+            "confidence",
+            keyword,
+            default="safe",
+            annotation=Annotated[
+                str,
+                typer.Option("--confidence", help="safe: the verdict holds at the intervals' bad ends; or expected."),
+            ],
         ),
         inspect.Parameter(
             "source",
@@ -204,7 +214,10 @@ def _request(values: dict[str, Any]) -> Request:
     utilization = given.get("gpu_memory_utilization")
     if utilization is not None and not 0 < utilization <= 1:
         raise InputError(f"--gpu-memory-utilization must be above 0 and at most 1, not {utilization}")
+    if values["confidence"] not in get_args(Confidence):
+        raise InputError(f"--confidence: choose safe or expected, not {values['confidence']!r}")
     return Request(
+        confidence=values["confidence"],
         model=values["model"] or "",
         gpus=values["gpus"] or "",
         vllm_version=values["vllm_version"],

@@ -10,6 +10,7 @@ from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.hardware.spec import GpuPool
 from planner.memory.device import Boot
+from planner.memory.intervals import CERTAIN, Confidence, Spread
 from planner.memory.kv_capacity import (
     auto_max_model_len,
     capacity_tokens,
@@ -51,7 +52,12 @@ class Assessment:
 
 
 def assess(
-    model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str, workload: MediaWorkload | None = None
+    model: ModelSpec,
+    gpus: GpuPool,
+    args: EngineArgs,
+    vllm_version: str,
+    workload: MediaWorkload | None = None,
+    confidence: Confidence = "safe",
 ) -> Assessment:
     """Follow vLLM from flags to the running engine, and say where it would stop.
 
@@ -62,7 +68,7 @@ def assess(
         deployment = deploy(model, gpus, config)
     except Rejected as refused:
         return Assessment(refused_estimate(model.name, gpus, vllm_version, refused.rejection))
-    return assess_deployment(deployment, workload)
+    return assess_deployment(deployment, workload, confidence)
 
 
 def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployment | None = None) -> Deployment:
@@ -84,8 +90,14 @@ def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployme
     return Deployment(model=model, gpus=gpus, config=config, shares=shares, pool=pool)
 
 
-def assess_deployment(deployment: Deployment, workload: MediaWorkload | None = None) -> Assessment:
-    """The books of every stage under the deployment's own configuration, then vLLM's checks in its order."""
+def assess_deployment(
+    deployment: Deployment, workload: MediaWorkload | None = None, confidence: Confidence = "safe"
+) -> Assessment:
+    """The books of every stage under the deployment's own configuration, then vLLM's checks in its order.
+
+    Bytes are expected values. `confidence` "safe" asks that the verdict holds at the unfavourable ends of their
+    intervals too.
+    """
     config, gpu, pool = deployment.config, deployment.gpus.gpu, deployment.pool
     boots = tuple(Boot(deployment.model, share, config) for share in deployment.shares)
     terms = tuple(runtime_terms(boot, workload) for boot in boots)
@@ -94,10 +106,13 @@ def assess_deployment(deployment: Deployment, workload: MediaWorkload | None = N
     rejection: Rejection | None = None
     blocks = 0
     try:
-        rejection = _startup_rejection(deployment, terms, requested)
+        rejection = _startup_rejection(deployment, terms, requested, confidence)
         if rejection is None:
-            config = _with_length(deployment, available)
-            rejection = check_fits(pool, available, config)
+            fitted = _with_length(deployment, available)
+            rejection = check_fits(pool, available, fitted)
+            if rejection is None and confidence == "safe" and config.max_model_len != -1:
+                rejection = check_fits(pool, _least(available, terms, config), fitted)
+            config = fitted
     except Rejected as refused:
         rejection = refused.rejection
     if min(available) > 0 and config.max_model_len > 0:
@@ -105,8 +120,9 @@ def assess_deployment(deployment: Deployment, workload: MediaWorkload | None = N
     fullest = min(range(len(terms)), key=lambda stage: (available[stage], -terms[stage].weights_memory_bytes))
     retained = retained_bytes(boots[fullest], pool, pool.stages[fullest], blocks) if blocks else 0
     per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks, retained)
-    if rejection is None and per_gpu.used_after_startup_bytes > gpu.total_memory_bytes:
-        rejection = _device_rejection(per_gpu)
+    used = _used(per_gpu, confidence)
+    if rejection is None and used > gpu.total_memory_bytes:
+        rejection = _device_rejection(per_gpu, used)
     estimate = Estimate(
         model=deployment.model.name,
         gpus=deployment.gpus.spelling,
@@ -141,6 +157,13 @@ def available_kv_cache_bytes(requested_bytes: int, terms: RuntimeTerms, config: 
     return requested_bytes - terms.non_kv_bytes
 
 
+def _available_spread(config: EngineConfig, term: RuntimeTerms) -> Spread:
+    """What the engine leaves for the cache is off by what it subtracts, the other way round."""
+    if config.kv_cache_memory_bytes is not None:
+        return Spread()
+    return Spread(term.spreads.engine.up, term.spreads.engine.down)
+
+
 def _with_length(deployment: Deployment, available: tuple[int, ...]) -> EngineConfig:
     config = deployment.config
     if config.max_model_len != -1:
@@ -149,12 +172,16 @@ def _with_length(deployment: Deployment, available: tuple[int, ...]) -> EngineCo
     return full.model_copy(update={"max_model_len": auto_max_model_len(deployment.pool, available, full)})
 
 
-def _startup_rejection(deployment: Deployment, terms: tuple[RuntimeTerms, ...], requested: int) -> Rejection | None:
+def _startup_rejection(
+    deployment: Deployment, terms: tuple[RuntimeTerms, ...], requested: int, confidence: Confidence
+) -> Rejection | None:
     """Free memory below the request at startup, then the weights and the profile run against the card itself."""
     total = deployment.gpus.gpu.total_memory_bytes
     utilization = deployment.config.gpu_memory_utilization
     for term in terms:
-        free = total - term.cuda_context_bytes
+        spread = term.spreads if confidence == "safe" else CERTAIN
+        free = total - term.cuda_context_bytes - spread.context.up
+        profile = term.profile_peak_bytes + spread.profile.up
         if free < requested:
             return Rejection(
                 bottleneck="startup_memory",
@@ -178,27 +205,43 @@ def _startup_rejection(deployment: Deployment, terms: tuple[RuntimeTerms, ...], 
                 have_bytes=free,
                 fix=("a larger --tensor-parallel-size", "a quantized checkpoint"),
             )
-        if term.profile_peak_bytes > total:
+        if profile > total:
             return Rejection(
                 bottleneck="device_memory",
                 message="CUDA out of memory while profiling: weights, runner state and peak activation exceed the card.",
-                need_bytes=term.profile_peak_bytes,
+                need_bytes=profile,
                 have_bytes=total,
                 fix=("a smaller --max-num-batched-tokens", "a smaller --max-num-seqs"),
             )
     return None
 
 
-def _device_rejection(per_gpu: PerGpu) -> Rejection:
-    over = per_gpu.used_after_startup_bytes - per_gpu.total_memory_bytes
+def _least(available: tuple[int, ...], terms: tuple[RuntimeTerms, ...], config: EngineConfig) -> tuple[int, ...]:
+    """The cache of each stage at the unfavourable end of its interval."""
+    return tuple(
+        size - int(_available_spread(config, term).down) for size, term in zip(available, terms, strict=True)
+    )
+
+
+def _used(per_gpu: PerGpu, confidence: Confidence) -> int:
+    """What startup needs of the device: the expected use, or more where the unfavourable end needs more even after
+    PyTorch has given its cached blocks back, as it does before it runs out of memory."""
+    interval = per_gpu.used_after_startup_bytes_interval
+    if confidence == "expected" or interval is None:
+        return per_gpu.used_after_startup_bytes
+    return max(per_gpu.used_after_startup_bytes, interval[1] - per_gpu.allocator_retained_bytes)
+
+
+def _device_rejection(per_gpu: PerGpu, used: int) -> Rejection:
+    over = used - per_gpu.total_memory_bytes
     share = (per_gpu.requested_memory_bytes - over) / per_gpu.total_memory_bytes
     return Rejection(
         bottleneck="device_memory",
         message=(
             f"CUDA out of memory during startup: the engine's budget holds, but the device would need "
-            f"{format_gib(per_gpu.used_after_startup_bytes)} of {format_gib(per_gpu.total_memory_bytes)}."
+            f"{format_gib(used)} of {format_gib(per_gpu.total_memory_bytes)}."
         ),
-        need_bytes=per_gpu.used_after_startup_bytes,
+        need_bytes=used,
         have_bytes=per_gpu.total_memory_bytes,
         fix=(f"--gpu-memory-utilization {int(share * 1000) / 1000:g}", "a smaller --max-num-seqs"),
     )
@@ -232,19 +275,25 @@ def _per_gpu(
         requested_memory_bytes=requested,
         parameter_bytes=deployment.shares[stage].parameter_bytes,
         weights_memory_bytes=term.weights_memory_bytes,
+        weights_memory_bytes_interval=term.spreads.weights.around(term.weights_memory_bytes),
         peak_activation_bytes=term.peak_activation_bytes,
-        peak_activation_bytes_interval=term.peak_activation_interval,
+        peak_activation_bytes_interval=term.spreads.peak.around(term.peak_activation_bytes),
         non_torch_bytes=term.non_torch_bytes,
-        non_torch_bytes_interval=term.non_torch_interval,
+        non_torch_bytes_interval=term.spreads.non_torch.around(term.non_torch_bytes),
         cuda_graph_estimate_bytes=term.cuda_graph_estimate_bytes,
+        cuda_graph_estimate_bytes_interval=term.spreads.graph_estimate.around(term.cuda_graph_estimate_bytes),
         also_counted_bytes=term.also_counted_bytes,
         available_kv_cache_bytes=available,
+        available_kv_cache_bytes_interval=_available_spread(deployment.config, term).around(available),
         runner_state_bytes=term.runner_state_bytes,
         kv_cache_allocated_bytes=cache,
         cuda_graph_actual_bytes=term.cuda_graph_actual_bytes,
+        cuda_graph_actual_bytes_interval=term.spreads.graph_actual.around(term.cuda_graph_actual_bytes),
         cuda_context_bytes=term.cuda_context_bytes,
+        cuda_context_bytes_interval=term.spreads.context.around(term.cuda_context_bytes),
         allocator_retained_bytes=retained,
         used_after_startup_bytes=used,
+        used_after_startup_bytes_interval=term.spreads.device.around(used),
         vision_encoder_runtime_peak_bytes=term.encoder_runtime_peak_bytes,
     )
 

@@ -46,6 +46,7 @@ class PerGpu(Value):
     requested_memory_bytes: int
     parameter_bytes: int
     weights_memory_bytes: int
+    weights_memory_bytes_interval: Interval | None = None
     peak_activation_bytes: int
     peak_activation_bytes_interval: Interval | None = None
     non_torch_bytes: int
@@ -60,6 +61,7 @@ class PerGpu(Value):
     cuda_graph_actual_bytes: int
     cuda_graph_actual_bytes_interval: Interval | None = None
     cuda_context_bytes: int
+    cuda_context_bytes_interval: Interval | None = None
     allocator_retained_bytes: int
     used_after_startup_bytes: int
     used_after_startup_bytes_interval: Interval | None = None

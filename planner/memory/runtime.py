@@ -8,6 +8,7 @@ from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import cuda_graph_actual_bytes, cuda_graph_estimate_bytes
+from planner.memory.intervals import Spreads, spreads
 from planner.memory.kv_pool import KVPool, StagePool
 from planner.memory.ledger import also_counted_bytes, counted_peak_bytes
 from planner.memory.multimodal.encoder import profiles_encoder
@@ -15,27 +16,24 @@ from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_pe
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 
-Interval = tuple[int, int]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeTerms:
-    """The terms of both ledgers for one rank, in bytes. Intervals are (low, high), None where the term is exact.
+    """The terms of both ledgers for one rank, in bytes: expected values, and how far each may be off.
 
     `also_counted_bytes`: what this release's ledger subtracts beside weights, peak, non-torch and graphs.
     """
 
     weights_memory_bytes: int
     peak_activation_bytes: int
-    peak_activation_interval: Interval | None
     non_torch_bytes: int
-    non_torch_interval: Interval | None
     cuda_graph_estimate_bytes: int
     runner_state_bytes: int
     cuda_graph_actual_bytes: int
     cuda_context_bytes: int
     encoder_runtime_peak_bytes: int
-    also_counted_bytes: int = 0
+    also_counted_bytes: int
+    spreads: Spreads
 
     @property
     def non_kv_bytes(self) -> int:
@@ -69,19 +67,18 @@ def runtime_terms(boot: Boot, workload: MediaWorkload | None = None) -> RuntimeT
     """All terms of the rank that `boot` replayed. `workload` None: the worst media that limits and budget allow."""
     model, share, config = boot.model, boot.share, boot.config
     context = cuda_context_bytes(model, config)
-    non_torch = non_torch_bytes(config)
+    peak, actual = counted_peak_bytes(boot), cuda_graph_actual_bytes(model, share, config)
     return RuntimeTerms(
         weights_memory_bytes=boot.weights_memory_bytes,
-        peak_activation_bytes=counted_peak_bytes(boot),
-        peak_activation_interval=None,
-        non_torch_bytes=non_torch,
-        non_torch_interval=None,
+        peak_activation_bytes=peak,
+        non_torch_bytes=non_torch_bytes(config),
         cuda_graph_estimate_bytes=cuda_graph_estimate_bytes(model, share, config),
         runner_state_bytes=boot.runner_state_bytes,
-        cuda_graph_actual_bytes=cuda_graph_actual_bytes(model, share, config),
+        cuda_graph_actual_bytes=actual,
         cuda_context_bytes=context.value,
         encoder_runtime_peak_bytes=encoder_peak(model, share, config, workload)[0],
         also_counted_bytes=also_counted_bytes(boot, context.value),
+        spreads=spreads(model, share, config, boot.weights_memory_bytes, peak, actual, context.value),
     )
 
 

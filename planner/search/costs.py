@@ -15,6 +15,7 @@ from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import captured_graphs, cuda_graph_actual_bytes, cuda_graph_estimate_bytes
+from planner.memory.intervals import CERTAIN, Confidence, spreads
 from planner.memory.ledger import also_counted, ledger_rule
 from planner.memory.measured_constants import GRAPH_NODE_BYTES
 from planner.memory.multimodal.workload import MediaWorkload
@@ -49,29 +50,45 @@ class Costs:
 
 
 def size_costs(
-    deployment: Deployment, args: EngineArgs, pairs: list[tuple[int, int]], workload: MediaWorkload | None
+    deployment: Deployment,
+    args: EngineArgs,
+    pairs: list[tuple[int, int]],
+    workload: MediaWorkload | None,
+    confidence: Confidence = "safe",
+    weights_bytes: tuple[int, ...] | None = None,
 ) -> Costs:
-    """Costs of each (max_num_seqs, max_num_batched_tokens).
+    """Costs of each (max_num_seqs, max_num_batched_tokens), by `confidence` at the unfavourable end of their intervals.
 
     The profile's peak and the runner's buffers are exact linear forms. What the allocator retains is replayed at a
-    few sizes and interpolated between: the plan that is chosen in the end is replayed whole.
+    few sizes and interpolated between: the plan that is chosen in the end is replayed whole. `weights_bytes`: of each stage,
+    where they are known from the same shares.
     """
     seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
     tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
     return Costs(
         seqs,
         tokens,
-        tuple(_stage(deployment, args, index, seqs, tokens, workload) for index in range(len(deployment.shares))),
+        tuple(
+            _stage(deployment, args, index, seqs, tokens, workload, confidence, weights_bytes)
+            for index in range(len(deployment.shares))
+        ),
     )
 
 
 def _stage(
-    deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints, workload: MediaWorkload | None
+    deployment: Deployment,
+    args: EngineArgs,
+    index: int,
+    seqs: Ints,
+    tokens: Ints,
+    workload: MediaWorkload | None,
+    confidence: Confidence,
+    weights_bytes: tuple[int, ...] | None,
 ) -> StageCosts:
     model, share = deployment.model, deployment.shares[index]
     config = deployment.config
     last = index == len(deployment.shares) - 1
-    weights = weights_memory_bytes(share)
+    weights = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
     peak = peak_activation_bytes(activation_stages(*thin(model, share), config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
     state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
@@ -81,12 +98,18 @@ def _stage(
     estimate = np.array([cuda_graph_estimate_bytes(model, share, item) for item in configs], dtype=np.int64)
     actual = _graphs(deployment, index, configs)
     resident = context + outside + weights + state
+    spread = spreads(model, share, config, weights, peak, actual, context) if confidence == "safe" else CERTAIN
     return StageCosts(
         weights=np.full(len(seqs), weights, dtype=np.int64),
-        non_kv=weights + peak + outside + estimate + also_counted(ledger_rule(config), state, context),
+        non_kv=weights
+        + peak
+        + outside
+        + estimate
+        + also_counted(ledger_rule(config), state, context)
+        + spread.engine.up,
         context=context,
-        beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens),
-        profile_peak=resident + peak,
+        beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens) + spread.held,
+        profile_peak=resident + peak + spread.profile.up,
         encoder=_encoder(deployment, index, configs, workload),
     )
 
@@ -98,7 +121,7 @@ def _encoder(deployment: Deployment, index: int, configs: list[EngineConfig], wo
         known = fullest.get(config.max_num_batched_tokens)
         if known is None or config.max_num_seqs > known.max_num_seqs:
             fullest[config.max_num_batched_tokens] = config
-    model, share = deployment.model, deployment.shares[index]
+    model, share = thin(deployment.model, deployment.shares[index])
     peaks = {tokens: encoder_peak(model, share, config, workload)[0] for tokens, config in fullest.items()}
     return np.array([peaks[config.max_num_batched_tokens] for config in configs], dtype=np.int64)
 

@@ -117,7 +117,8 @@ class _Explorer:
         self.known.setdefault((tp, stages), found.deployment)
         costs = self.costs.get((tp, stages))
         if costs is None:
-            costs = size_costs(found.deployment, args, size_pairs(found.deployment.config, options), media_of(options))
+            pairs = size_pairs(found.deployment.config, options)
+            costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence)
             self.costs[tp, stages] = costs
         grid = evaluate(found.deployment, costs, options, _concurrency(options))
         _count(grid, flags, self.tally)
@@ -194,7 +195,7 @@ def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, col
     found = layout(explorer.model, explorer.gpus, chosen, explorer.vllm_version, grid.deployment)
     if found.deployment is None:
         return None
-    assessment = assess_deployment(found.deployment, media_of(options))
+    assessment = assess_deployment(found.deployment, media_of(options), options.confidence)
     per_gpu = assessment.estimate.per_gpu
     if not assessment.estimate.starts or per_gpu is None:
         return None

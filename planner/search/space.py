@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from planner.engine.args import EngineArgs
+from planner.memory.intervals import Confidence
 from planner.values import Value
 
 Objective = Literal["context", "concurrency", "balanced"]
@@ -37,7 +38,8 @@ class Workload(Value):
 
 class SearchOptions(Value):
     """`given` are the flags that the user fixed: the search respects them. `safety_margin` is the share of what the
-    device's ledger predicts that must stay free on top of it."""
+    device's ledger predicts that must stay free on top of it. `confidence`: whether plans hold at the unfavourable ends
+    of the intervals, or by expected values."""
 
     objective: Objective = "balanced"
     workload: Workload = Workload()
@@ -45,6 +47,7 @@ class SearchOptions(Value):
     args: EngineArgs = EngineArgs()
     given: tuple[str, ...] = ()
     max_plans: int = 5
+    confidence: Confidence = "safe"
 
 
 def ladder(low: int, high: int, steps: int, multiple: int) -> tuple[int, ...]:

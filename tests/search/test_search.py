@@ -33,7 +33,7 @@ def pool(memory: str, count: int = 1) -> GpuPool:
 
 
 def holds(model: ModelSpec, gpus: GpuPool, args: EngineArgs, concurrency: int) -> bool:
-    found = assess(model, gpus, args, VERSION)
+    found = assess(model, gpus, args, VERSION, confidence="expected")
     if not found.estimate.starts or found.deployment is None or found.config is None or found.estimate.kv_cache is None:
         return False
     requests = whole_requests(
@@ -49,7 +49,7 @@ def holds(model: ModelSpec, gpus: GpuPool, args: EngineArgs, concurrency: int) -
 @pytest.mark.parametrize("concurrency", [1, 4, 33])
 def test_the_chosen_length_is_maximal(objective, concurrency):
     model, gpus = tiny(), pool("3GiB")
-    options = SearchOptions(objective=objective, workload=Workload(concurrency=concurrency))
+    options = SearchOptions(objective=objective, workload=Workload(concurrency=concurrency), confidence="expected")
     plans = search(model, gpus, options, VERSION).plans
     assert plans
     for plan in plans:
@@ -150,3 +150,14 @@ def test_ladder_climbs_to_its_end(low, high, steps):
     rungs = ladder(low, high, steps, 16)
     assert rungs[-1] == high
     assert list(rungs) == sorted(set(rungs))
+
+
+def test_a_safe_search_promises_no_more_than_an_expected_one():
+    model, gpus = tiny(), pool("3GiB")
+    longest = {}
+    for confidence in ("safe", "expected"):
+        options = SearchOptions(objective="context", workload=Workload(concurrency=33), confidence=confidence)
+        plan = search(model, gpus, options, VERSION).plans[0]
+        assert holds(model, gpus, plan.args, 33)
+        longest[confidence] = plan.args.max_model_len
+    assert 0 < longest["safe"] < longest["expected"]

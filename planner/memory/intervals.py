@@ -1,0 +1,124 @@
+"""How far each uncertain term may be off, and which side of it is safe.
+
+On the verified release and the measured compute capability a term spreads as far as it did between boots. Elsewhere
+the margins are wider, set above what the published figures of other releases and cards show (docs/published.md):
+weights 0.5 %, peak activation 6 % and 32 MiB, captured graphs 40 %, the CUDA context a quarter up and a half down.
+Plain arithmetic: ints or numpy arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from planner.engine.config import EngineConfig
+from planner.memory import measured_constants as measured
+from planner.memory.constants import Measured
+from planner.memory.device import non_torch_terms
+from planner.memory.graphs import captured_graphs, estimate_terms
+from planner.model.spec import ModelSpec
+from planner.releases.choose import release_for
+from planner.sharding.rank import RankShare
+from planner.units import MIB
+
+Confidence = Literal["safe", "expected"]
+MEASURED_CAPABILITY = (9, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How far below (`down`) and above (`up`) its expected value a term may lie, in bytes, neither negative."""
+
+    down: Any = 0
+    up: Any = 0
+
+    def __add__(self, other: Spread) -> Spread:
+        return Spread(self.down + other.down, self.up + other.up)
+
+    def around(self, value: int) -> tuple[int, int] | None:
+        """(low, high) about `value`, None where the term is exact."""
+        return (max(0, value - int(self.down)), value + int(self.up)) if self.down or self.up else None
+
+
+@dataclass(frozen=True, slots=True)
+class Spreads:
+    """Of the terms of one rank."""
+
+    weights: Spread
+    peak: Spread
+    non_torch: Spread
+    graph_estimate: Spread
+    graph_actual: Spread
+    context: Spread
+    residual: Spread
+
+    @property
+    def engine(self) -> Spread:
+        """Of what the engine subtracts from its budget."""
+        return self.weights + self.peak + self.non_torch + self.graph_estimate
+
+    @property
+    def device(self) -> Spread:
+        """Of the device's use after startup: the cache shrinks by what the engine's own terms grow, so of those only
+        what was set aside and is not there in the end counts, with the opposite sign."""
+        aside = self.peak + self.graph_estimate
+        return Spread(aside.up, aside.down) + self.graph_actual + self.context + self.residual
+
+    @property
+    def held(self) -> Any:
+        """What the device may hold more, beside a cache that is already sized by the engine's unfavourable end."""
+        return self.engine.up + self.device.up
+
+    @property
+    def profile(self) -> Spread:
+        """Of what the device holds at the height of the profile run."""
+        return self.weights + self.peak + self.non_torch + self.context
+
+
+CERTAIN = Spreads(
+    weights=Spread(), peak=Spread(), non_torch=Spread(), graph_estimate=Spread(), graph_actual=Spread(),
+    context=Spread(), residual=Spread(),
+)  # fmt: skip
+"""Every term at its expected value."""
+
+
+def spreads(
+    model: ModelSpec, share: RankShare, config: EngineConfig, weights: Any, peak: Any, actual: Any, context: Any
+) -> Spreads:
+    """All of them, for a rank whose expected weights, peak, captured graphs and context are given in bytes."""
+    known = is_verified(config)
+    return Spreads(
+        weights=Spread() if known else Spread(weights // 200, weights // 200),
+        peak=Spread() if known else Spread(peak * 6 // 100 + 32 * MIB, peak * 6 // 100 + 32 * MIB),
+        non_torch=_sum(1, non_torch_terms(config)),
+        graph_estimate=_estimate(model, share, config),
+        graph_actual=_actual(share, config) if known else Spread(actual * 2 // 5, actual * 2 // 5),
+        context=Spread() if known else Spread(context // 2, context // 4),
+        residual=_of(measured.USED_RESIDUAL),
+    )
+
+
+def is_verified(config: EngineConfig) -> bool:
+    """Whether boots of this very release on this compute capability were measured."""
+    evidence = release_for(config.vllm_version).release.evidence
+    return evidence == "verified on hardware" and config.compute_capability == MEASURED_CAPABILITY
+
+
+def _of(constant: Measured, times: int = 1) -> Spread:
+    return Spread((constant.value - constant.low) * times, (constant.high - constant.value) * times)
+
+
+def _sum(times: int, constants: tuple[Measured, ...]) -> Spread:
+    return sum((_of(constant, times) for constant in constants), Spread())
+
+
+def _estimate(model: ModelSpec, share: RankShare, config: EngineConfig) -> Spread:
+    return sum((_of(constant, times) for constant, times in estimate_terms(model, share, config)), Spread())
+
+
+def _actual(share: RankShare, config: EngineConfig) -> Spread:
+    mixed, whole = captured_graphs(config)
+    if not mixed and not whole:
+        return Spread()
+    nodes = (len(mixed) + len(whole)) * len(share.layers)
+    return _of(measured.GRAPH_NODE_BYTES, nodes) + _of(measured.GRAPH_STREAM_BYTES)
