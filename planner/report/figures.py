@@ -230,7 +230,7 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
         used = set()
         for place, row in enumerate(rows):
             if row["total_memory_bytes"] is None:
-                axes.text(place, 0.02 * limit, f"refused:\n{row['bottleneck']}", ha="center", va="bottom", fontsize=11)
+                axes.text(place, 0.02 * limit, _refused(row), ha="center", va="bottom", fontsize=10, color=theme.limit)
                 continue
             bottom = 0.0
             for term in _BARS["device holds"]:
@@ -248,16 +248,19 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
                     axes.text(place, bottom + size / 2, f"{size:.2f}", ha="center", va="center", fontsize=11, color=readable_on(term.color))
                 bottom += size
             if row["verdict"] != "starts":
-                axes.text(place, bottom + 0.01 * limit, f"refused: {row['bottleneck']}", ha="center", va="bottom", fontsize=10, color=theme.limit)
-        axes.axhline(limit, color=theme.limit, linewidth=2)
-        axes.text(-0.45, limit * 1.06, f"physical limit {limit:.2f} GiB", ha="left", va="center", fontsize=11, color=theme.limit)
+                axes.text(place, bottom + 0.01 * limit, _refused(row), ha="center", va="bottom", fontsize=10, color=theme.limit)
+        axes.axhline(limit, color=theme.limit, linewidth=2, label=f"physical limit {limit:.2f} GiB")
         axes.set_xlim(-0.5, len(rows) - 0.5)
-        axes.set_ylim(0, max(limit * 1.1, axes.get_ylim()[1]))
+        axes.set_ylim(0, max(limit * 1.1, axes.get_ylim()[1] * 1.12))
         axes.set_xticks(range(len(rows)), [_ticked(row) for row in rows])
         axes.set_xlabel(f"{flag}, with the tokens that the cache holds")
         gib_axis(axes.yaxis)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10, reverse=True)
     return axes
+
+
+def _refused(row: Row) -> str:
+    return "refused:\n" + str(row["bottleneck"]).replace("_", "\n")
 
 
 def _ticked(row: Row) -> str:
@@ -287,7 +290,9 @@ def media(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
             ends.append((points[-1][0], points[-1][1], f"{size[0]} x {size[1]}: {mine[0]['embeddings_per_item']:,} tokens"))
         top = max(highest, min(free, highest * 2)) * 1.15
         _spread(axes, ends, 0.055 * top)
-        if free < top:
+        if free <= 0:
+            axes.text(1, top * 0.97, " nothing is left on the card", va="top", ha="left", fontsize=11, color=theme.limit)
+        elif free < top:
             axes.axhline(free, color=theme.limit, linewidth=2)
             axes.text(1, free, f"left on the card {free:.2f} GiB", va="center", ha="left", fontsize=11, color=theme.limit, bbox=_box(theme))
         else:

@@ -76,10 +76,10 @@ def _cell(value: Cell) -> Cell:
 
 def estimate_markdown(estimate: Estimate) -> str:
     """A heading, the verdict, and both ledgers as tables in GiB."""
-    lines = [f"# {_escaped(estimate.model)} on {_escaped(estimate.gpus)}, vLLM {estimate.vllm_version}", ""]
+    lines = [f"# {escaped(estimate.model)} on {escaped(estimate.gpus)}, vLLM {estimate.vllm_version}", ""]
     lines.append(f"Verdict: **{estimate.verdict}**")
     if estimate.rejection:
-        lines += ["", f"{estimate.rejection.bottleneck}: {_escaped(estimate.rejection.message)}"]
+        lines += ["", f"{estimate.rejection.bottleneck}: {escaped(estimate.rejection.message)}"]
     if estimate.per_gpu:
         for heading, terms in (("Engine's ledger", ENGINE_TERMS), ("Device's ledger", DEVICE_TERMS)):
             lines += ["", f"| {heading} (one GPU) | bytes | |", "| --- | ---: | ---: |"]
@@ -90,13 +90,13 @@ def estimate_markdown(estimate: Estimate) -> str:
         cache = estimate.kv_cache
         lines += ["", "| KV cache | |", "| --- | ---: |"]
         lines += [f"| {name} | {getattr(cache, name):,} |" for name in _CACHE_COLUMNS]
-    lines += ["", *(f"- warning: {_escaped(warning)}" for warning in estimate.warnings)]
+    lines += ["", *(f"- warning: {escaped(warning)}" for warning in estimate.warnings)]
     return "\n".join(lines)
 
 
 def fit_markdown(heading: str, result: SearchResult, launches: Sequence[Launch]) -> str:
     """Plans as a table with their commands below."""
-    lines = [f"# {_escaped(heading)}", ""]
+    lines = [f"# {escaped(heading)}", ""]
     if not result.plans:
         lines.append("Nothing fits.")
     else:
@@ -114,11 +114,11 @@ def fit_markdown(heading: str, result: SearchResult, launches: Sequence[Launch])
     for rank, launch in enumerate(launches, 1):
         lines += ["", f"Plan {rank}:", "", *(f"    {line}" for line in launch.command.splitlines())]
     lines += ["", "| removed by | candidates | |", "| --- | ---: | --- |"]
-    lines += [f"| {item.reason} | {item.count:,} | {_escaped(item.example.message)} |" for item in result.rejected]
+    lines += [f"| {item.reason} | {item.count:,} | {escaped(item.example.message)} |" for item in result.rejected]
     return "\n".join(lines)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that stays text in Markdown: one line, no markup, no table breaks."""
     flat = " ".join(text.split())
     return "".join("\\" + char if char in "\\`*_{}[]<>|#!" else char for char in flat)

@@ -1,0 +1,89 @@
+"""`vplan select`: which cards, and how many, for a model and a load."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from planner import api
+from planner.cli.lists import counts_of, need_report_packages, values_of, write_folder
+from planner.cli.options import planning_options
+from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.errors import InputError
+from planner.search.space import SearchOptions, Workload
+
+
+@planning_options(required=False)
+def select(
+    request: Any,
+    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.")] = 1,
+    images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
+    safety_margin: Annotated[float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")] = 0.10,
+    max_gpus_per_node: Annotated[int, typer.Option("--max-gpus-per-node", help="Cards in one machine, at most 16.")] = 16,
+    nodes: Annotated[str, typer.Option("--nodes", help="Machines; several numbers with commas.")] = "1",
+    only: Annotated[str | None, typer.Option("--only", help="Cards to consider, with commas. Default: all.", show_default=False)] = None,
+    price: Annotated[list[str] | None, typer.Option("--price", help="GPU=USD for a card and hour; repeatable.", show_default=False)] = None,
+    buy: Annotated[list[str] | None, typer.Option("--buy", help="GPU=USD to buy a card; repeatable.", show_default=False)] = None,
+    amortise_months: Annotated[int, typer.Option("--amortise-months", help="Months over which bought cards are written off.")] = 36,
+    max_usd_per_hour: Annotated[float | None, typer.Option("--max-usd-per-hour", help="Budget.", show_default=False)] = None,
+    max_watts: Annotated[int | None, typer.Option("--max-watts", help="Board power of all cards.", show_default=False)] = None,
+    rank_by: Annotated[str, typer.Option("--rank-by", help="cost, cost-per-token, gpus, watts or headroom.")] = "cost",
+    output_dir: Annotated[str | None, typer.Option("--output-dir", help="Write CSV, Markdown, HTML and PNG here too.", show_default=False)] = None,
+    format: Format = "text",  # noqa: A002
+    output: Output = None,
+) -> None:  # fmt: skip
+    """Rank every card of the catalog, 1 to 16 in a machine, for a model and a load: fits or why not, capacity, cost.
+
+    Example: vplan select --model Qwen/Qwen2.5-VL-72B-Instruct-AWQ --concurrency 32 --max-model-len 16384
+    """
+    check_format(format, ("text", "csv", "markdown"))
+    if not request.model:
+        raise InputError("--model is missing")
+    if request.gpus:
+        raise InputError("--gpus: select chooses the cards; --only l20,h20 narrows the choice")
+    from planner.report.selection import ORDERS, Limits
+
+    for name, value, low, high in (
+        ("--concurrency", concurrency, 1, 10**6), ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
+        ("--amortise-months", amortise_months, 1, 240), ("--images", images or 0, 0, 10**4),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            raise InputError(f"{name} must be from {low} to {high}, not {value}")
+    if not 0 <= safety_margin < 1:
+        raise InputError(f"--safety-margin must be at least 0 and below 1, not {safety_margin}")
+    if rank_by not in ORDERS:
+        raise InputError(f"--rank-by: choose one of {', '.join(ORDERS)}, not {rank_by!r}")
+    if "max_model_len" not in request.given:
+        raise InputError("--max-model-len is missing: capacity is counted in requests of that length")
+    machines = counts_of(nodes, "--nodes")
+    if machines[-1] > 64:
+        raise InputError("--nodes: at most 64 machines")
+    if output_dir is not None:
+        need_report_packages()
+    workload = Workload(concurrency=concurrency, images=images)
+    found = api.select(
+        request,
+        SearchOptions(args=request.args, given=request.given, workload=workload, safety_margin=safety_margin),
+        only=values_of(only, "--only"), max_count=max_gpus_per_node, nodes=machines, prices=_prices(price, "--price"),
+        bought=_prices(buy, "--buy"), months=amortise_months, limits=Limits(max_usd_per_hour, max_watts), order=rank_by,
+    )  # fmt: skip
+    if output_dir is not None:
+        write_folder(output_dir, found.files())
+    write(found.text(format, color=wants_color(output)), output)
+    if not any(row["fits"] for row in found.rows):
+        raise typer.Exit(1)
+
+
+def _prices(items: list[str] | None, option: str) -> dict[str, float]:
+    found = {}
+    for item in items or ():
+        name, equals, text = item.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not equals or not name.strip() or not 0 <= value < 10**9:
+            raise InputError(f"{option}: write GPU=USD, for example l20=1.5, not {item!r}")
+        found[name.strip()] = value
+    return found
