@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planner.engine.config import EngineConfig
 from planner.errors import InputError, UnsupportedError
+from planner.memory.multimodal.deepseek_ocr import OcrRule
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import PatchRule
@@ -113,6 +114,8 @@ def worst_items(vision: VisionSpec, config: EngineConfig, budget_tokens: int) ->
         if modality in ("image", "vision_chunk"):
             largest = rule.largest_image(None, None).item
             found.append(largest)
+            if isinstance(rule, OcrRule):
+                found.append(rule.fullest())
             found += [item for item in rule.squares(_MIDDLING) if item.patches < largest.patches]
         else:
             found.append(rule.longest_video(min(budget_tokens, config.max_model_len)))
@@ -137,6 +140,9 @@ def visual_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> MediaRule:
         rule, known = _SHAPED[family]
         kwargs.refuse_all_but(family, *known)
         return rule(family, image, kwargs)
+    if isinstance(image, Tiles) and family in ("DeepseekOCR", "DeepseekOCR2"):
+        kwargs.refuse_all_but(family)
+        return OcrRule(family, image)
     if isinstance(image, Tiles) and family in _TILED:
         kwargs.refuse_all_but(family, *_TILED[family])
         return TileRule(family, image, kwargs)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.linear import linear_runs
+from planner.memory.multimodal.deepseek_ocr import write_ocr
 from planner.memory.multimodal.gemma4_tower import Gemma4Vision, encoder_chunk, write_gemma4_audio
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.plain_tower import PlainRun, Projector, write_plain
@@ -17,10 +18,11 @@ from planner.memory.multimodal.tower import TowerRun
 from planner.memory.program import Program
 from planner.model.modules import Linear, QKVLinear
 from planner.model.spec import ModelSpec
-from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Slices, VisionSpec
+from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Tiles, VisionSpec
 from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
+_SQUARE_OF_TWO = 4
 _WHISPER = ("Qwen2Audio", "Qwen2_5Omni")
 _STYLES: dict[str, TowerStyle] = {
     "Qwen2VL": "qwen2",
@@ -38,6 +40,7 @@ _STYLES: dict[str, TowerStyle] = {
     "InternS1": "plain",
     "Idefics3": "plain",
     "MiniCPMV": "plain",
+    "MiniCPMV4_6": "plain",
     "Mllama4": "moonvit",
     "KimiVL": "moonvit",
     "KimiK25": "moonvit",
@@ -66,6 +69,9 @@ def run_tower(
     encoder = vision.audio_encoder if sound else vision.encoder
     if encoder is not None and vision.family == "Gemma4":
         return _gemma4(p, vision, encoder, share, config, items, warm=warm)
+    if encoder is not None and vision.family in ("DeepseekOCR", "DeepseekOCR2"):
+        assert isinstance(vision.image, Tiles)
+        return write_ocr(p, encoder, vision.image, items, DTYPE_BYTES[config.dtype])
     style = _sound_style(vision) if sound else _style(vision)
     if encoder is None or style is None:
         raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
@@ -144,6 +150,8 @@ def _projector(
     merged = max(1, patches // max(tokens, 1))
     if isinstance(vision.image, DynamicPatches):
         merged = vision.image.merge_size**2
+    if vision.family == "MiniCPMV4_6":
+        merged = _SQUARE_OF_TWO
     sound = items[0].modality == "audio"
     merged = 1 if sound and style == "plain" else merged
     single = vision.family in ("Gemma3", "Idefics3") or style == "audio"
@@ -153,7 +161,7 @@ def _projector(
         output=encoder.output_size,
         tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4") else 1,
         shuffles=merged > 1,
-        resamples=isinstance(vision.image, Slices) and style == "plain",
+        resamples=vision.family == "MiniCPMV",
     )
 
 

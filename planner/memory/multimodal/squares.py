@@ -186,9 +186,9 @@ class TileRule(MediaRule):
             return self._split(width, height)
         if self.family == "Mllama4":
             return self._canvas(width, height)
-        return self._closest(width, height)
+        return self.closest(width, height)
 
-    def _closest(self, width: int, height: int) -> tuple[int, int]:
+    def closest(self, width: int, height: int) -> tuple[int, int]:
         """Closest aspect ratio; among equals the larger grid, unless the image is below half its area."""
         least, most = self._bounds()
         sides = range(1, most + 1)
@@ -235,10 +235,14 @@ class SliceRule(MediaRule):
     kwargs: ProcessorKwargs
 
     def image(self, width: int, height: int) -> MediaItem:
-        return self._item("image", 1, self._slices(width, height))
+        most = self.kwargs.count("max_slice_nums") or self.rule.max_slices
+        return self._item("image", 1, self._slices(width, height, most))
 
     def video(self, width: int, height: int, frames: int) -> MediaItem:
-        return self._item("video", frames, 0)
+        return self._item("video", frames, self._slices(width, height, self._frame_slices()))
+
+    def _frame_slices(self) -> int:
+        return self.rule.max_frame_slices if self.rule.max_frame_slices > 1 else 0
 
     def largest_size(self) -> tuple[int, int]:
         return self.rule.scale_resolution, self.rule.scale_resolution * self.rule.max_slices
@@ -247,9 +251,11 @@ class SliceRule(MediaRule):
         self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
     ) -> LargestItem:
         image = self.largest_image(None, None).max_tokens if beside_image else 0
-        budgeted = max(1, min((max_model_len - image) // self.rule.tokens, _MOST_VIDEO_FRAMES))
-        alone = max(1, min(max_model_len // self.rule.tokens, _MOST_VIDEO_FRAMES))
-        return LargestItem(modality="video", max_tokens=budgeted * self.rule.tokens, item=self._item("video", alone, 0))
+        slices = self._frame_slices()
+        frame = (1 + slices) * self.rule.tokens
+        budgeted = max(1, min((max_model_len - image) // frame, _MOST_VIDEO_FRAMES))
+        alone = max(1, min(max_model_len // frame, _MOST_VIDEO_FRAMES))
+        return LargestItem(modality="video", max_tokens=budgeted * frame, item=self._item("video", alone, slices))
 
     def _item(self, modality: Modality, frames: int, slices: int) -> MediaItem:
         count = frames * (1 + slices)
@@ -257,8 +263,7 @@ class SliceRule(MediaRule):
         side, extra = self.rule.scale_resolution, count * self.rule.wrapper_tokens
         return squares_item(self.rule, modality, count, side, tokens, extra, frames)
 
-    def _slices(self, width: int, height: int) -> int:
-        most = self.kwargs.count("max_slice_nums") or self.rule.max_slices
+    def _slices(self, width: int, height: int, most: int) -> int:
         wanted = min(ceil(width * height / self.rule.scale_resolution**2), most)
         if wanted <= 1:
             return 0

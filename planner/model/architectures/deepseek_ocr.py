@@ -25,6 +25,7 @@ _CLIP = {
     "num_channels": 3,
 }
 _QWEN_WIDTH, _QWEN_LAYERS, _QWEN_HEAD, _QWEN_KV_HEADS, _QWEN_INNER = 896, 24, 64, 2, 4864
+_TILES = {"DeepseekOCR": 640, "DeepseekOCR2": 768}
 _QUERIES = {"query_768": 144, "query_1024": 256}
 _PREFIXES = (
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
@@ -81,12 +82,13 @@ def _ocr(
     tower = _sam("sam_model", sam_output) + second
     tower += weight("projector.layers", output, projector.size("input_dim"), bias=True)
     own = [Parameter(name=name, shape=(output,)) for name in separators]
+    tile = _TILES[family]
     image = Tiles(
-        image_size=640,
+        image_size=tile,
         patch_size=_SAM_PATCH,
         patches=(1024 // _SAM_PATCH) ** 2,
-        tokens=100,
-        min_tiles=1,
+        tokens=(tile // _SAM_PATCH // 4) ** 2,
+        min_tiles=2,
         max_tiles=6,
         thumbnail=True,
     )

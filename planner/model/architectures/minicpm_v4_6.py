@@ -34,11 +34,13 @@ def minicpm_v4_6(config: ConfigView) -> Architecture:
     layers = vision.layers("num_hidden_layers") - (1 if config.flag("drop_vision_last_layer") else 0)
     width, output = vision.size("hidden_size"), text.text.hidden_size
     tower = [*idefics2_tower(vision, "vpm", layers), *_window_merger(vision), *_merger(width, output)]
-    side, patch = config.size("image_size", 448), vision.size("patch_size")
+    settings = _processor(config)
+    side, patch = settings.size("scale_resolution", 448), vision.size("patch_size")
+    slices = settings.size("max_slice_nums", 9)
     patches = (side // patch) ** 2
     image = Slices(
         patch_size=patch, scale_resolution=side, patches=patches, tokens=patches // _WINDOW**2,
-        max_slices=config.size("max_slice_num", 9),
+        max_slices=slices, max_frame_slices=slices,
     )  # fmt: skip
     encoder = encoder_of(vision, layers, output, projector_size=_WINDOW * vision.size("intermediate_size"))
     spec = VisionSpec(
@@ -46,6 +48,12 @@ def minicpm_v4_6(config: ConfigView) -> Architecture:
     )
     fused = {"in_proj_qkvz": ("in_proj_qkv", "in_proj_z"), "in_proj_ba": ("in_proj_b", "in_proj_a")}
     return multimodal(text, tower, vision=spec, prefixes=_PREFIXES, fused=fused, encoder_data=True)
+
+
+def _processor(config: ConfigView) -> ConfigView:
+    files = config.files
+    data = {} if files is None else files.preprocessor or files.processor.get("image_processor") or {}
+    return ConfigView(data, "preprocessor config")
 
 
 def _window_merger(vision: ConfigView, prefix: str = "vit_merger") -> list[Module]:
