@@ -20,11 +20,17 @@ FLUSH_BYTES = 60 * MIB
 """What inductor's kernel timer writes to empty the L2 cache between runs: the cache's size, here an H200's."""
 
 
+_FLUSH = "cache flush of the kernel timer"
+
+
 class CompiledForward(Forward):
     """The same layers as `Forward`, with inductor's lifetimes. Layers of other kinds keep the eager ones."""
 
+    _arguments: tuple[int | None, ...] = ()
+    _timed = False
+
     def write(self, program: Program, step: Step) -> int | None:
-        if not self.style.pieces or any(layer.state_space is not None for layer in self.layers):
+        if not self._in_pieces:
             return super().write(program, step)
         p, self.step = program, step
         p.stage("embedding")
@@ -32,16 +38,25 @@ class CompiledForward(Forward):
         output: int | None = None
         for index, layer in enumerate(self.layers):
             residual, output = self._piece(p, layer, residual, output, first=index == 0)
-        p.free(output)
+        p.free(output, *self._arguments)
+        self._arguments, self._timed = (), False
         return residual
+
+    @property
+    def _in_pieces(self) -> bool:
+        """Whether each layer is attention and then a feed-forward layer, between pre-norms."""
+        return self.style.pieces and not any(
+            layer.state_space is not None or layer.has_one_part or not layer.is_plain_attention for layer in self.layers
+        )
 
     def write_compilation(self, program: Program) -> None:
         """The example arguments of the embedding kernel, where the compiled graph begins with the tokens."""
+        self._timed = True
         if self.kept_embeds:
             return
         rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
         program.stage("compilation: embedding kernel")
-        flushes = [program.alloc("cache flush of the kernel timer", constant=FLUSH_BYTES) for _ in range(2)]
+        flushes = [program.alloc(_FLUSH, constant=FLUSH_BYTES) for _ in range(2)]
         program.free(*flushes)
         program.free(
             program.alloc("example embedding table", constant=rows),
@@ -61,6 +76,9 @@ class CompiledForward(Forward):
         if not first:
             carried = p.alloc("residual", token=self.hidden)
         normed = p.alloc("normalized input", token=self.hidden)
+        if self._timed and not first:
+            self._timed = False
+            p.free(p.alloc(_FLUSH, constant=FLUSH_BYTES))
         if not first:
             p.free(output, residual)
         mixed, attention = self._mix(p, layer, normed)
@@ -69,7 +87,7 @@ class CompiledForward(Forward):
         normed = p.alloc("normalized MLP input", token=self.hidden)
         p.free(mixed)
         out = self._compiled_feed_forward(p, layer, normed)
-        p.free(attention, carried)
+        self._arguments = (attention, carried)
         return after, out
 
     def _mix(self, p: Program, layer: DecoderLayer, normed: int) -> tuple[int, int]:
@@ -94,7 +112,7 @@ class CompiledForward(Forward):
         value = layer.value_size(self.tp) * self.item
         width = query * (2 if qkv_layer.output_gate else 1) + key + value
         inputs = [self._linear(p, qkv_layer.name, "fused query, key and value", width)]
-        p.free(normed)
+        p.free(normed, *self._arguments)
         if self.mrope:
             tables = [p.alloc(name, token=self.mrope) for name in ("cos", "sin")]
             inputs += tables
@@ -109,7 +127,7 @@ class CompiledForward(Forward):
             raise layer.unsupported("latent attention")
         heads, rope = mla.num_heads // self.tp, attention.head_size - mla.kv_lora_rank
         held, query = self._latent_projections(p, layer, mla, rope)
-        p.free(normed)
+        p.free(normed, *self._arguments)
         inputs = [
             query,
             p.alloc("normalized latent", token=mla.kv_lora_rank * self.item),

@@ -79,7 +79,13 @@ class Boot:
             self._warm_up_v2(num_blocks)
         else:
             self._warm_up_v1()
-        return self.allocator.reserved_bytes + graph_bytes
+        return self.allocator.reserved_bytes + graph_bytes + self._pipeline_bytes()
+
+    def _pipeline_bytes(self) -> int:
+        """What NCCL takes outside PyTorch when stages first send to each other, which is while the engine warms up."""
+        if self.share.pipeline_parallel_size == 1:
+            return 0
+        return (measured.PIPELINE_NCCL_LAST if self._last else measured.PIPELINE_NCCL_FIRST).value
 
     def _autotune(self) -> None:
         """FlashInfer's autotuner runs the model once more over a full batch, attention included (from Hopper on)."""
@@ -180,6 +186,8 @@ def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
     """In use on the GPU before the first buffer: CUDA's context, and with several GPUs their communicators."""
     if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
         return measured.CUDA_CONTEXT
+    if config.tensor_parallel_size == 1:
+        return measured.CUDA_CONTEXT_PP2
     if model.is_moe:
         return measured.CUDA_CONTEXT_TP2_MOE
     return measured.CUDA_CONTEXT_TP2_V2

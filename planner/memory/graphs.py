@@ -48,7 +48,8 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     mixed, whole = captured_graphs(config)
     if not mixed and not whole:
         return 0
-    nodes = (len(mixed) + len(whole)) * len(share.layers) * measured.GRAPH_NODE_BYTES.value
+    node = measured.GRAPH_NODE_BYTES_MOE if _expert_kind(model, share, config) else measured.GRAPH_NODE_BYTES
+    nodes = (len(mixed) + len(whole)) * len(share.layers) * node.value
     rows = max(whole, default=0)
     splits = split_buffer_bytes(model, config, rows)
     if rows > _ONE_STEP_ROWS:
@@ -56,7 +57,7 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     stream = measured.GRAPH_STREAM_BYTES.value
     workspace = cublas_workspace_bytes(config.compute_capability)
     if config.model_runner == "v2":
-        stream += workspace
+        stream += workspace + (len(mixed) + len(whole)) * measured.GRAPH_BYTES_V2.value
     if any(layer.shared is not None for layer in decoder_layers(model, share)):
         stream += 2 * workspace
     return splits + _pool_bytes(model, share, config, max((*mixed, *whole))) + nodes + stream
@@ -94,7 +95,9 @@ def estimate_terms(model: ModelSpec, share: RankShare, config: EngineConfig) -> 
         return (*nccl, (_v2_node(config), len(whole) * layers)) if release.v2_profiles_cuda_graphs else ()
     further = max(0, len(mixed) - 1) + max(0, len(whole) - 1)
     node = _estimate_node(model, share, config)
-    return (*nccl, (measured.GRAPH_ESTIMATE_FIRST, 1), (node, further * layers))
+    grouped = _expert_kind(model, share, config) == "grouped"
+    first = measured.GRAPH_ESTIMATE_FIRST_GROUPED if grouped else measured.GRAPH_ESTIMATE_FIRST
+    return (*nccl, (first, 1), (node, further * layers))
 
 
 def _subtracted(budget: GraphBudget, config: EngineConfig) -> bool:

@@ -138,6 +138,11 @@ class DecoderLayer:
         return self.attention is not None or self.state_space is not None
 
     @property
+    def is_plain_attention(self) -> bool:
+        """Attention with a fused projection, or latent attention."""
+        return self.qkv is not None or self.mla is not None
+
+    @property
     def has_one_part(self) -> bool:
         """A layer that only mixes tokens, or is only a feed-forward layer (Nemotron-H, Mamba)."""
         return not (self.mixes and (self.experts is not None or self.mlp is not None))

@@ -40,7 +40,14 @@ CUDA_CONTEXT_TP2_V2 = _of(
     1_640_890_368, 1_640_890_368, 1_640_890_368, 3,
     "the same with two tensor-parallel GPUs: NCCL, custom all-reduce and symmetric memory buffers as well",
 )  # fmt: skip
-CUDA_CONTEXT_TP2_MOE = _of(2_150_498_304, 2_150_498_304, 2_150_498_304, 1, "the same for a mixture of experts on V1")
+CUDA_CONTEXT_TP2_MOE = _of(
+    2_150_498_304, 2_150_498_304, 2_150_498_304, 5, "the same for a mixture of experts, whose expert group has NCCL too"
+)  # fmt: skip
+CUDA_CONTEXT_PP2 = _of(1_529_741_312, 1_529_741_312, 1_529_741_312, 2, "the same with two pipeline stages, without TP")
+PIPELINE_NCCL_FIRST = _of(
+    849_346_560, 849_346_560, 849_346_560, 1, "NCCL's channels to the other stage, from the first step on: first stage"
+)  # fmt: skip
+PIPELINE_NCCL_LAST = _of(1_115_684_864, 1_115_684_864, 1_115_684_864, 1, "the same on the last stage")
 
 NON_TORCH = _of(241_172_480, 241_172_480, 243_269_632, 67, "growth outside PyTorch up to the profile: modules, handles")
 NON_TORCH_TP2 = _of(69_206_016, 69_206_016, 73_400_320, 4, "the same with two GPUs, where much of it comes earlier")
@@ -71,8 +78,11 @@ USED_RESIDUAL = _of(
 GRAPH_NODE_BYTES = _of(
     110_000, 95_000, 128_000, 9, "driver memory of one layer of a dense decoder in one captured graph"
 )  # fmt: skip
+GRAPH_BYTES_V2 = _of(370_000, 300_000, 500_000, 6, "one captured graph of the V2 runner, whatever its layers")
+GRAPH_NODE_BYTES_MOE = _of(135_000, 110_000, 145_000, 4, "the same of a layer with experts")
 GRAPH_STREAM_BYTES = _of(26 * MIB, 19 * MIB, 27 * MIB, 6, "reserved by the warm-up passes on the capture stream")
 GRAPH_ESTIMATE_FIRST = _of(50 * MIB, 50 * MIB, 68 * MIB, 2, "V1's first capture beyond attention's split buffers")
-GRAPH_ESTIMATE_NODE_BYTES = _of(57_000, 50_000, 60_000, 2, "V1's estimate for one dense layer in one graph")
-GRAPH_ESTIMATE_NODE_BYTES_MOE = _of(84_000, 84_000, 84_000, 1, "the same with Triton experts")
-GRAPH_ESTIMATE_NODE_BYTES_GROUPED = _of(137_000, 137_000, 137_000, 1, "the same with gpt-oss experts")
+GRAPH_ESTIMATE_FIRST_GROUPED = _of(132 * MIB, 132 * MIB, 132 * MIB, 2, "the same with gpt-oss experts, 1024 tokens")
+GRAPH_ESTIMATE_NODE_BYTES = _of(64_500, 50_000, 64_500, 3, "V1's estimate for one dense layer in one graph")
+GRAPH_ESTIMATE_NODE_BYTES_MOE = _of(84_000, 84_000, 84_000, 2, "the same with Triton experts")
+GRAPH_ESTIMATE_NODE_BYTES_GROUPED = _of(106_000, 106_000, 106_000, 2, "the same with gpt-oss experts")
