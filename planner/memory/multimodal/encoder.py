@@ -44,8 +44,25 @@ def encoder_peak_bytes(model: ModelSpec, share: RankShare, config: EngineConfig,
     """The highest moment of one call over `items`, input included, beyond what a serving rank holds anyway."""
     if not items:
         return 0
-    stages = encoder_program(model, share, config, items).stages()
-    return max(int(stage.bytes(0, 0)) for stage in stages)
+    return _highest(encoder_program(model, share, config, items))
+
+
+def _highest(program: Program) -> int:
+    """The most bytes at once: as Program.stages() finds it, where every size is fixed."""
+    live: dict[int | str, int] = {}
+    total = most = 0
+    for event in program.events:
+        if event.kind == "free":
+            total -= live.pop(event.handle)
+            continue
+        key: int | str = event.tensor.name if event.kind == "keep" else event.handle
+        size = event.tensor.constant_bytes
+        held = live.get(key, 0)
+        if size > held or key not in live:
+            live[key] = size
+            total += size - held
+            most = max(most, total)
+    return most
 
 
 def profiles_encoder(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
-from planner.memory.linear import linear_runs
 from planner.memory.multimodal.deepseek_ocr import write_ocr
 from planner.memory.multimodal.gemma4_tower import Gemma4Vision, encoder_chunk, write_gemma4_audio
 from planner.memory.multimodal.item import MediaItem
@@ -23,6 +22,8 @@ from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
 _SQUARE_OF_TWO = 4
+_FP8 = ("float8_e4m3fn", "float8_e5m2")
+_FP8_FROM = (8, 9)
 _WHISPER = ("Qwen2Audio", "Qwen2_5Omni")
 _STYLES: dict[str, TowerStyle] = {
     "Qwen2VL": "qwen2",
@@ -166,9 +167,11 @@ def _projector(
 
 
 def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
-    runs = linear_runs(model, share, config)
-    return any(
-        runs[module.name].kind == "fp8"
+    """Whether a linear of the tower is stored in FP8 and multiplied so."""
+    if config.quantization is None or config.compute_capability < _FP8_FROM:
+        return False
+    stored = {tensor.module for tensor in share.loaded if tensor.dtype in _FP8 and tensor.name == "weight"}
+    return bool(stored) and any(
+        module.component == "vision_tower" and module.name in stored and isinstance(module, Linear | QKVLinear)
         for module in model.modules
-        if module.component == "vision_tower" and isinstance(module, Linear | QKVLinear)
     )
