@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.engine.backends import BACKENDS, AttentionQuery, Backend, flash_attn_supported, flash_attn_version
 from planner.hardware.spec import GpuSpec
@@ -14,8 +16,7 @@ from planner.values import DType, reject
 _PLAIN_KV = ("auto", "float16", "bfloat16")
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionChoice:
+class AttentionChoice(Struct, frozen=True):
     """`primary` is the backend of the first attention layer; `kv_cache_dtype` what the backends turn the flag into.
 
     `uniform_decode_graphs`: every backend captures full graphs of speculative decode steps.
@@ -29,8 +30,7 @@ class AttentionChoice:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionSettings:
+class AttentionSettings(Struct, frozen=True, kw_only=True):
     """What the flags contribute: the resolved dtype, the cache dtype, the user's block size and parallel sizes."""
 
     dtype: DType

@@ -9,8 +9,9 @@ FlashMLA, FlashInfer with its TRT-LLM kernels; the separate tokenspeed-mla packa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.values import DType
 
@@ -22,8 +23,7 @@ _PLAIN = ("auto", "float16", "bfloat16")
 _FP8 = ("fp8", "fp8_e4m3")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionQuery:
+class AttentionQuery(Struct, frozen=True, kw_only=True):
     """One kind of attention layer on one card: vLLM's AttentionSelectorConfig and what its checks look up elsewhere.
 
     `kv_cache_dtype` is the flag's value, `block_size` the user's or None. `num_heads` and `num_kv_heads` are the
@@ -62,8 +62,7 @@ def _no(_: AttentionQuery) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class Backend(Struct, frozen=True, kw_only=True):
     """`kernel_block_sizes`: sizes the kernel takes; with `any_multiple` every multiple of the first.
 
     The functions say for a query whether it is taken; `combination` gives vLLM's reason against it or None.

@@ -7,8 +7,10 @@ Source: vLLM 0.26.0 platforms/interface.py:609 update_block_size_for_backend, :6
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from math import lcm
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -19,8 +21,7 @@ from planner.sharding.rank import LayerKVSpec
 _DEFAULT_MAMBA_CHUNK = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class BlockSizes:
+class BlockSizes(Struct, frozen=True):
     """Tokens in an attention block and in a recurrent one; `mamba_page_padded_bytes` None: states need no padding."""
 
     block_size: int

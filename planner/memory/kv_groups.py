@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.memory.kv_counts import ceil_div, round_up
@@ -21,8 +23,7 @@ _FULL_FAMILY = frozenset({"full_attention", "mla_attention"})
 _WINDOW_FAMILY = frozenset({"sliding_window", "sliding_window_mla"})
 
 
-@dataclass(frozen=True, slots=True)
-class LayerGroup:
+class LayerGroup(Struct, frozen=True):
     """Layers with one block table. `mixed`: their pages differ in size (vLLM UniformTypeKVCacheSpecs), so a block
     of the group is one page of every layer; otherwise all pages are equal."""
 

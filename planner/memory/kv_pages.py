@@ -5,9 +5,11 @@ Source: vLLM 0.26.0 v1/kv_cache_interface.py (every KVCacheSpec), and the get_kv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.memory.kv_counts import round_up
@@ -97,8 +99,7 @@ def turboquant_slot_bytes(cache_dtype: str, head_size: int) -> int:
     return round_up(key_bytes + -(-head_size * value_bits // 8) + 4, 2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheSpec:
+class CacheSpec(Struct, frozen=True, kw_only=True):
     """The page of one layer (vLLM KVCacheSpec). Two layers may share a block table only if their specs are equal.
 
     `window` is the sliding window or the local chunk in tokens; `state_bytes` one request's recurrent state before

@@ -6,7 +6,8 @@ Source: vLLM 0.26.0 v1/core/kv_cache_utils.py:1344 get_kv_cache_config_from_grou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.kv_blocks import BlockSizes, align_block_sizes
@@ -18,8 +19,7 @@ from planner.values import reject
 _DRAFTS_WITH_TARGET_STATES = frozenset({"eagle", "eagle3", "mtp", "dflash", "dspark"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVGroup:
+class KVGroup(Struct, frozen=True, kw_only=True):
     """Layers of one rank that share a block table.
 
     `kind` is vLLM's name of the cache ("unknown" for a group of several kinds). `page_size_bytes` is one layer's
@@ -45,8 +45,7 @@ class KVGroup:
     shards: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class StagePool:
+class StagePool(Struct, frozen=True):
     """One pipeline stage's share. `bytes_per_block`: what a block of the pool takes on a rank of the stage.
     `bytes_per_needed_block`: what vLLM counts for it when it asks whether one request fits (they differ only for
     packed layouts)."""
@@ -56,8 +55,7 @@ class StagePool:
     bytes_per_needed_block: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KVPool:
+class KVPool(Struct, frozen=True, kw_only=True):
     """The pool of one deployment. `stages` has one entry for each pipeline stage, in order.
 
     `block_size` is vLLM's block size in tokens after enlargement for hybrids; a group may have another one.

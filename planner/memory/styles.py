@@ -5,11 +5,10 @@ Source: vLLM 0.26.0 model_executor/models/<file>.py, the forward methods of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Style:
+class Style(Struct, frozen=True):
     """`keeps_gate_up`: the MLP keeps the fused projection in a variable of its own until it returns (Qwen2MLP), instead
     of overwriting it (LlamaMLP). `native_norm`: GemmaRMSNorm, which PyTorch runs in float32 and not in place.
     `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number.

@@ -7,8 +7,9 @@ Names are the prefixes that vLLM gives its modules (its quantization ignore-list
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct, field
 
 from planner.values import DType
 
@@ -20,8 +21,7 @@ AttentionKind = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Module:
+class Module(Struct, frozen=True, kw_only=True):
     """Anything that holds memory on a rank.
 
     `placement` is the decoder layer index (pipeline parallelism moves it with its layer), or "first" / "last" for
@@ -35,8 +35,7 @@ class Module:
     component: Component = "language_model"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter(Module):
+class Parameter(Module, frozen=True, kw_only=True):
     """A plain parameter. `shard_dim` is the dimension that tensor parallelism divides, None when replicated.
 
     `dtype` None: the model's. `replicate_when_short`: a rank has one entry where there are fewer than ranks, as KV
@@ -50,8 +49,7 @@ class Parameter(Module):
     padded_to: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Buffer(Module):
+class Buffer(Module, frozen=True, kw_only=True):
     """A buffer that is no parameter (counts as weights memory, not as parameter bytes).
 
     Buffers with the same non-empty `shared_key` are one allocation (vLLM caches rotary tables in _ROPE_DICT).
@@ -67,8 +65,7 @@ class Buffer(Module):
     registered: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Linear(Module):
+class Linear(Module, frozen=True, kw_only=True):
     """A linear layer: `input_size` -> sum(`output_sizes`), one entry for each shard fused into the weight.
 
     `parallelism`: "replicated"; "column" divides every entry of output_sizes; "row" divides the input;
@@ -105,8 +102,7 @@ class Linear(Module):
     float32_gate: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QKVLinear(Module):
+class QKVLinear(Module, frozen=True, kw_only=True):
     """Fused query, key and value (vLLM QKVParallelLinear): KV heads are replicated when tp exceeds them.
 
     `output_gate`: the query carries a gate of the same width (Qwen3-Next full attention), so it is counted twice.
@@ -130,8 +126,7 @@ class QKVLinear(Module):
     whole_unless_divides: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VocabEmbedding(Module):
+class VocabEmbedding(Module, frozen=True, kw_only=True):
     """Token embedding (VocabParallelEmbedding): rows padded to a multiple of `padding`, then divided by tp."""
 
     num_embeddings: int
@@ -142,8 +137,7 @@ class VocabEmbedding(Module):
     quantizable: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LMHead(Module):
+class LMHead(Module, frozen=True, kw_only=True):
     """Output head (ParallelLMHead). `tied_to` names the embedding whose tensor it is; on another pipeline stage the
     last stage then holds its own copy."""
 
@@ -156,8 +150,7 @@ class LMHead(Module):
     quantizable: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusedMoE(Module):
+class FusedMoE(Module, frozen=True, kw_only=True):
     """The routed experts of one layer: w13 [E, 2I, H] and w2 [E, H, I] (vLLM fused_moe).
 
     `gated` False: no gate projection, so w13 is [E, I, H] (Nemotron-H relu2 experts). `bias`: gpt-oss style.
@@ -178,8 +171,7 @@ class FusedMoE(Module):
     router_weight_on_input: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention(Module):
+class Attention(Module, frozen=True, kw_only=True):
     """One attention layer's cache, and what its kernel needs to know. Holds no weights itself.
 
     `num_kv_heads` is the whole model's; a rank has max(1, num_kv_heads / tp). `window` is the sliding window or the
@@ -203,8 +195,7 @@ class Attention(Module):
     registered: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MLAProjection(Module):
+class MLAProjection(Module, frozen=True, kw_only=True):
     """The absorbed copies W_UK_T and W_UV that vLLM makes after load from kv_b_proj
     (mla_attention.py process_weights_after_loading), kept beside it, in the model's dtype."""
 
@@ -214,8 +205,7 @@ class MLAProjection(Module):
     v_head_dim: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexerCache(Module):
+class IndexerCache(Module, frozen=True, kw_only=True):
     """The key cache of a sparse attention's indexer: one head of `head_size` elements a token, replicated, a KV layer
     of its own (vLLM deepseek_v2.py DeepseekV32IndexerCache, models/minimax_m3/common/indexer.py). Its dtype does not
     follow --kv-cache-dtype; None: the model's."""
@@ -224,8 +214,7 @@ class IndexerCache(Module):
     dtype: DType | None = "uint8"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedCache(Module):
+class PackedCache(Module, frozen=True, kw_only=True):
     """One of the caches of a DeepSeek-V4 layer, each a KV layer of its own (vLLM models/deepseek_v4/attention.py:605).
 
     "keys" holds one entry for `compress_ratio` tokens, "window" the last `window` tokens, "index" the indexer's keys,
@@ -239,8 +228,7 @@ class PackedCache(Module):
     block_size: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenBuffer(Module):
+class TokenBuffer(Module, frozen=True, kw_only=True):
     """Memory that the model allocates while loading, neither parameter nor buffer: `columns` for each token of a
     batch (max_num_batched_tokens), shared by all layers. `dtype` None: the model's. `heads`: as many columns again for
     each head of the rank, which has at least one."""
@@ -250,8 +238,7 @@ class TokenBuffer(Module):
     heads: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSpace(Module):
+class StateSpace(Module, frozen=True, kw_only=True):
     """A recurrent layer's per-request state (vLLM MambaSpec). Weights are separate modules.
 
     `kind` is the layer's attention backend in vLLM. `num_heads` and, for Mamba-2, `num_groups` are what tensor
@@ -265,8 +252,7 @@ class StateSpace(Module):
     chunk_size: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
+class State(Struct, frozen=True, kw_only=True):
     """One state tensor of a request: shape for the whole model and the dimension that tensor parallelism divides.
 
     `role`: the engine has a dtype for each, unless `dtype` fixes one. `group_size`: elements that each of the layer's
@@ -281,8 +267,7 @@ class State:
     dtype: DType | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PackedNames:
+class PackedNames(Struct, frozen=True):
     """How a fused vLLM module's name expands to checkpoint names, and how checkpoint prefixes map to vLLM's.
 
     `fused`: {"qkv_proj": ("q_proj", "k_proj", "v_proj"), ...}; `prefixes`: ordered (checkpoint, vllm) pairs.

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
+
 from planner.model.modules import AttentionKind, Component
 from planner.values import DTYPE_BYTES, DType
 
 TensorRole = Literal["parameter", "buffer", "workspace"]
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """`count` equal tensors of one rank. `module` is vLLM's module prefix, `name` the attribute in it."""
 
     module: str
@@ -31,8 +32,7 @@ class Tensor:
         return size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerKVSpec:
+class LayerKVSpec(Struct, frozen=True, kw_only=True):
     """One layer's cache on one rank (vLLM KVCacheSpec). Token-based kinds use heads and sizes; "mamba" uses states.
 
     `num_kv_heads` is the rank's. `dtype` the cache tensors'. `window` the sliding window or chunk. For "mamba",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import singledispatchmethod
+
+from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError

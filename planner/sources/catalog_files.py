@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.sources.json_file import read_text
@@ -20,8 +20,7 @@ _BUILT_IN = {"hardware": "hardware_catalog.yaml", "model": "model_catalog.yaml"}
 _USER_GLOB = {"hardware": "hardware*.yaml", "model": "models*.yaml"}
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogText:
+class CatalogText(Struct, frozen=True):
     """The text of one catalog file and the name by which messages speak of it."""
 
     where: str

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.sources.json_file import decode, parse_json_object
@@ -15,8 +16,7 @@ _LENGTH_BYTES = 8
 _UNQUANTIZED = frozenset({"F16", "BF16", "F32"})
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointTensors:
+class CheckpointTensors(Struct, frozen=True):
     """What headers tell: modules with and without quantized tensors, and the bytes of all tensors."""
 
     quantized_modules: tuple[str, ...]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import yaml
+from msgspec import Struct
 
 from planner.errors import InputError
 
@@ -42,8 +42,7 @@ class _StrictLoader(_SafeLoader):  # type: ignore[misc]
         return mapping
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(Struct, frozen=True):
     """One document of a catalog file: where it lies in the text, and its names (None: not on lines of their own)."""
 
     where: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.model.architectures.blocks import LLAMA_FUSED, Architecture, norm
@@ -17,8 +18,7 @@ LayerPart = Callable[[str, int], list[Module]]
 SLIDING = "sliding_attention"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
+class Names(Struct, frozen=True, kw_only=True):
     """vLLM's attribute names of one model class. `head` is below the model when it begins with a dot."""
 
     model: str = "model"

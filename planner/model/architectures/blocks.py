@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from planner.model.config_view import ConfigView
 from planner.model.modules import (
@@ -29,8 +30,7 @@ from planner.values import DType
 LLAMA_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
+class Architecture(Struct, frozen=True, kw_only=True):
     """What an architecture file says about one config: the modules in creation order, and the traits vLLM's class has."""
 
     modules: tuple[Module, ...]
@@ -50,8 +50,7 @@ class Architecture:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heads:
+class Heads(Struct, frozen=True, kw_only=True):
     """Attention sizes of one layer, whole model."""
 
     hidden_size: int

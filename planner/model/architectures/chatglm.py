@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/chatglm.py, transformers_utils/configs
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import Names, assemble
 from planner.model.architectures.blocks import Architecture, Heads, gated_mlp, self_attention
@@ -56,7 +56,7 @@ def chatglm(config: ConfigView, prefix: str = "") -> Architecture:
     def feed_forward(at: str, layer: int) -> list[Module]:
         up, down = gated_mlp(at, layer, dims.hidden_size, dims.intermediate_size, bias=bias)
         return [
-            replace(up, name=f"{at}.dense_h_to_4h", shard_names=("dense_h_to_4h",)),  # type: ignore[call-arg]
+            replace(up, name=f"{at}.dense_h_to_4h", shard_names=("dense_h_to_4h",)),
             replace(down, name=f"{at}.dense_4h_to_h"),
         ]
 

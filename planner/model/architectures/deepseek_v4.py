@@ -5,8 +5,10 @@ Source: vLLM 0.26.0 models/deepseek_v4/{attention,compressor}.py, models/deepsee
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble
@@ -27,8 +29,7 @@ INDEXED_RATIO = 4
 SCALE_BLOCK = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sizes:
+class Sizes(Struct, frozen=True, kw_only=True):
     """Attention sizes of each layer, whole model."""
 
     hidden: int

@@ -6,8 +6,9 @@ Source: vLLM 0.26.0 model_executor/models/{kimi_linear,olmo_hybrid}.py, layers/m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
+
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import assemble

@@ -6,7 +6,7 @@ minicpm,internlm2,telechat2,commandr}.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, Names, Windows, alternate, assemble
 from planner.model.architectures.blocks import (
@@ -241,7 +241,7 @@ def exaone(config: ConfigView, prefix: str = "") -> Architecture:
 
     def feed_forward(at: str, layer: int) -> list[Module]:
         up, down = gated_mlp(at, layer, dims.hidden_size, dims.intermediate_size, bias=mlp_bias)
-        return [replace(up, shard_names=("c_fc_0", "c_fc_1")), replace(down, name=f"{at}.c_proj")]  # type: ignore[call-arg]
+        return [replace(up, shard_names=("c_fc_0", "c_fc_1")), replace(down, name=f"{at}.c_proj")]
 
     return assemble(
         dims,

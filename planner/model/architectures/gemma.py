@@ -6,8 +6,9 @@ Source: vLLM 0.26.0 model_executor/models/gemma.py, gemma2.py, gemma3.py, gemma3
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import Names, Windows, alternate, assemble

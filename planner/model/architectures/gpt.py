@@ -6,8 +6,9 @@ Source: vLLM 0.26.0 model_executor/models/{gpt2,gpt_j,gpt_neox,opt,bloom,falcon}
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import Names, assemble
 from planner.model.architectures.blocks import (
@@ -306,4 +307,4 @@ def opt(config: ConfigView) -> Architecture:
 
 
 def _narrow(module: Module, width: int) -> Module:
-    return replace(module, hidden_size=width) if hasattr(module, "num_embeddings") else module  # type: ignore[call-arg]
+    return replace(module, hidden_size=width) if hasattr(module, "num_embeddings") else module

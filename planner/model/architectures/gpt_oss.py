@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/gpt_oss.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble
 from planner.model.architectures.blocks import Architecture, read_heads, self_attention, text_dims

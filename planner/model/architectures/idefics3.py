@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/idefics3.py, smolvlm.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.model.architectures import llama

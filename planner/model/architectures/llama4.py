@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/llama4.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble
 from planner.model.architectures.blocks import Architecture, gated_mlp, read_heads, self_attention, text_dims

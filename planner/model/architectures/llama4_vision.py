@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/mllama4.py, layers/rotary_embedding/ll
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.blocks import Architecture, norm, plain_mlp
 from planner.model.architectures.vision_blocks import as_tower, column, fused_qkv, multimodal, row

@@ -6,8 +6,9 @@ model_executor/layers/linear.py MinimaxM3QKVParallelLinearWithIndexer.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble

@@ -6,7 +6,7 @@ gdn/qwen_gdn_linear_attn.py; the state shapes are those of mamba/mamba_utils.py 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.model.modules import Linear, Module, Parameter, State, StateSpace
 from planner.values import DType
@@ -17,8 +17,7 @@ MARLIN_METHODS = ("auto_awq", "auto_gptq", "inc")
 MAMBA1_CHUNK = 2048
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba2:
+class Mamba2(Struct, frozen=True, kw_only=True):
     """Sizes of a Mamba-2 mixer, whole model. `rms_norm` False: gated without a norm."""
 
     hidden_size: int
@@ -92,8 +91,7 @@ def mamba2_state(at: str, layer: int, sizes: Mamba2) -> StateSpace:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mamba1:
+class Mamba1(Struct, frozen=True, kw_only=True):
     """Sizes of a Mamba mixer, whole model. `norms`: dt, B and C are normalized with weights (Jamba)."""
 
     hidden_size: int
@@ -152,8 +150,7 @@ def mamba1_mixer(at: str, layer: int, sizes: Mamba1) -> list[Module]:
     return parts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeltaNet:
+class DeltaNet(Struct, frozen=True, kw_only=True):
     """Sizes of a gated delta net, whole model."""
 
     hidden_size: int

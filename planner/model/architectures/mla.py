@@ -6,8 +6,10 @@ layers/attention/mla_attention.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble
 from planner.model.architectures.blocks import LLAMA_FUSED, Architecture, Heads, gated_mlp, norm, read_heads, text_dims
@@ -25,8 +27,7 @@ INDEXER_BLOCK = 128
 """Elements of an indexer's key that share a float32 scale (deepseek_v2.py:688)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Latent:
+class Latent(Struct, frozen=True, kw_only=True):
     """Sizes of one latent attention, whole model. `q_lora_rank` None: the query is projected in one step."""
 
     hidden_size: int

@@ -7,7 +7,7 @@ is replicated. Cross-attention layers get a full cache like the others (create_a
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.blocks import LLAMA_FUSED, Architecture, Heads, gated_mlp, norm, read_heads, text_dims
 from planner.model.architectures.vision_blocks import as_tower, multimodal, replicated, row, text_view, weight

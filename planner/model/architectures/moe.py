@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/{mixtral,phimoe,granitemoe,granitemoes
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, LayerPart, Windows, assemble
 from planner.model.architectures.blocks import (

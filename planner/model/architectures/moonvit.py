@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/moonvit.py, kimi_vl.py, kimi_k25.py, k
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.blocks import Architecture, norm, plain_mlp
 from planner.model.architectures.vision_blocks import as_tower, fused_qkv, multimodal, replicated, row, weight

@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/{bailing_moe,flex_olmo,afmoe,dbrx,hy_v
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import LLAMA_NAMES, Names, Windows, alternate, assemble
 from planner.model.architectures.blocks import (

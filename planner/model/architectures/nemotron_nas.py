@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 model_executor/models/nemotron_nas.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble

@@ -6,7 +6,8 @@ Source: vLLM 0.26.0 model_executor/models/{qwen3_next,qwen3_5}.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.blocks import LLAMA_FUSED, Architecture, Heads, gated_mlp, norm, read_heads, text_dims

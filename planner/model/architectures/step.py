@@ -5,8 +5,9 @@ Source: vLLM 0.26.0 model_executor/models/{step3_text,step3p5}.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.model.architectures.assemble import LLAMA_NAMES, assemble

@@ -8,7 +8,8 @@ Source: vLLM 0.26.0 model_executor/models/registry.py _TRANSFORMERS_SUPPORTED_MO
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.model.architectures.assemble import LLAMA_NAMES, LayerPart, Names, Windows, alternate, assemble

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from planner.model.architectures.blocks import LLAMA_FUSED, Architecture
 from planner.model.config_view import ConfigView

@@ -7,7 +7,8 @@ Each function returns the tower's modules; `layers` is how many encoder layers a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.model.architectures.blocks import gated_mlp, norm, plain_mlp
@@ -68,7 +69,7 @@ def _clip_layers(vision: ConfigView, base: str, layers: int, *, mlp_quantizable:
         ]
         modules += norm(f"{at}.layer_norm1", width, "every", bias=True)
         mlp = plain_mlp(f"{at}.mlp", "every", width, vision.size("intermediate_size"))
-        modules += [replace(part, quantizable=mlp_quantizable) for part in mlp]  # type: ignore[call-arg]
+        modules += [replace(part, quantizable=mlp_quantizable) for part in mlp]
         modules += norm(f"{at}.layer_norm2", width, "every", bias=True)
     return modules
 
@@ -126,7 +127,7 @@ def interns1_vit(vision: ConfigView, prefix: str, layers: int) -> list[Module]:
             modules += norm(f"{at}.attention.q_norm", width, "every") + norm(f"{at}.attention.k_norm", width, "every")
         modules += weight(f"{at}.attention.projection_layer", width, width, bias=True)
         mlp = plain_mlp(f"{at}.mlp", "every", width, vision.size("intermediate_size"))
-        modules += [replace(part, quantizable=False) for part in mlp]  # type: ignore[call-arg]
+        modules += [replace(part, quantizable=False) for part in mlp]
         for name in ("layernorm_before", "layernorm_after"):
             modules += norm(f"{at}.{name}", width, "every", bias=layer_norm)
         modules += [Parameter(name=f"{at}.{name}", shape=(width,)) for name in ("lambda_1", "lambda_2")]

@@ -6,7 +6,7 @@ Zamba2Config.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.model.architectures.blocks import Architecture, gated_mlp, norm
@@ -20,8 +20,7 @@ from planner.values import reject
 _LONG_CONTEXT = 16384
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shared:
+class _Shared(Struct, frozen=True, kw_only=True):
     """Sizes of the shared blocks. Attention sees the hidden state beside the embedding, hence twice the width.
 
     `turns`: for each block, the hybrid layers (counted among themselves) that it serves.

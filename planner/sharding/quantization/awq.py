@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE, LMHead
@@ -22,8 +22,7 @@ _MISALIGNED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Awq:
+class Awq(Struct, frozen=True):
     """4-bit weights packed along the output, one zero point and scale for each group of inputs.
 
     `strict_experts`: experts whose sizes Marlin would have to pad go to the Triton kernel (AutoRound).

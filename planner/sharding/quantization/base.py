@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from planner.sharding.rank import TensorRole
 from planner.values import DType
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """One tensor a scheme creates: attribute name, shape on this rank, dtype, role."""
 
     name: str
@@ -19,8 +19,7 @@ class Stored:
     role: TensorRole = "parameter"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearShard:
+class LinearShard(Struct, frozen=True, kw_only=True):
     """One linear layer on one rank. `output_sizes` are the rank's rows of each fused shard;
     `full_input_size` and `full_output_size` the unsharded layer's. `row_parallel`: the layer is a RowParallelLinear.
     `dtype` is that of an unquantized weight, of scales and of the bias. `tensor_parallel_size`: vLLM's
@@ -45,8 +44,7 @@ class LinearShard:
         return sum(self.full_output_sizes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MoEShard:
+class MoEShard(Struct, frozen=True, kw_only=True):
     """One layer's experts on one rank. `num_local_experts` of `num_experts`; `intermediate_size` is the rank's.
     `router_weight_on_input`: the routing weight multiplies the input (Llama 4), which Marlin cannot do."""
 
@@ -69,8 +67,7 @@ class MoEShard:
         return self.intermediate_size * (2 if self.gated else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Struct, frozen=True):
     """What construction creates, and what is there after weight post-processing (None: the same).
 
     `loaded_bias_size`: elements of the layer's bias after loading where the kernel pads it, else None.

@@ -7,7 +7,7 @@ undone while loading) and a table of 16 values; for INT8 a float32 scale for eac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.model.modules import FusedMoE
 from planner.model.spec import ModelSpec, QuantizationSpec
@@ -19,8 +19,7 @@ _BLOCK = 64
 _TABLE = 16
 
 
-@dataclass(frozen=True, slots=True)
-class BitsAndBytes:
+class BitsAndBytes(Struct, frozen=True):
     eight_bit: bool
     name: str = "bitsandbytes"
 

@@ -7,8 +7,9 @@ layers/quantization/compressed_tensors/compressed_tensors.py:295 (config groups,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from planner.errors import InputError, UnsupportedError
 from planner.sharding.quantization.context import Section
@@ -17,8 +18,7 @@ ACTIVATION_FORMATS = ("naive-quantized", "int-quantized", "float-quantized", "nv
 _WHERE = "config.json: quantization_config: config_groups"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantArgs:
+class QuantArgs(Struct, frozen=True, kw_only=True):
     """One QuantizationArgs. `strategy` is tensor, channel, group, block, token, tensor_group or attn_head.
     `dynamic` is True for "local" too. `act_order`: groups follow a permuted input order (actorder group or dynamic)."""
 
@@ -51,8 +51,7 @@ class QuantArgs:
         return self.is_float and self.num_bits == 4 and self.group_size == group_size and self.symmetric
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True):
     """What one config group asks of the layers it targets."""
 
     weights: QuantArgs

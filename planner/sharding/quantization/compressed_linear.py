@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.sharding.quantization import fp8_kernels as kernels
 from planner.sharding.quantization import humming, wna16
@@ -16,8 +16,7 @@ _NAMES = wna16.TensorNames(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Wna16:
+class Wna16(Struct, frozen=True):
     """pack-quantized integers: 32 bits of weights along the input in an int32, one scale a group.
 
     `layer` is the layer's name, for vLLM's sentence about groups that straddle the split.
@@ -69,8 +68,7 @@ class Wna16:
         raise AssertionError("experts have schemes of their own")
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8:
+class Fp8(Struct, frozen=True):
     """FP8 weights with per-tensor, per-channel or per-block scales. `static`: the checkpoint has input scales.
 
     Below 8.9, and for weight-only checkpoints on any card, the Humming kernel multiplies in 16 bit
@@ -113,8 +111,7 @@ class Fp8:
         raise AssertionError("experts have schemes of their own")
 
 
-@dataclass(frozen=True, slots=True)
-class Int8:
+class Int8(Struct, frozen=True):
     """INT8 weights and activations. Fused per-tensor scales become one scale a row; asymmetric inputs keep a row
     correction (kernels/linear/scaled_mm/cutlass.py)."""
 
@@ -148,8 +145,7 @@ class Int8:
         raise AssertionError("experts have schemes of their own")
 
 
-@dataclass(frozen=True, slots=True)
-class PackedEmbedding:
+class PackedEmbedding(Struct, frozen=True):
     """A token embedding of packed integers, unpacked row by row (compressed_tensors_embedding.py)."""
 
     weights: QuantArgs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.sharding.quantization import fp8_kernels as kernels
 from planner.sharding.quantization import fp8_moe, marlin
@@ -16,8 +16,7 @@ _NAMES = ExpertNames(weight="weight_packed", scale="weight_scale", zero_point="w
 _BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
-@dataclass(frozen=True, slots=True)
-class Wna16Experts:
+class Wna16Experts(Struct, frozen=True):
     """Packed integers with a scale a group, for Marlin, or Triton where Marlin cannot run the shape."""
 
     context: Context
@@ -107,8 +106,7 @@ def wna16_experts(context: Context, weights: QuantArgs, packing: str) -> Scheme:
     return Wna16Experts(context, weights)
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Experts:
+class Fp8Experts(Struct, frozen=True):
     """FP8 experts per tensor, per channel with dynamic inputs, or per block."""
 
     context: Context
@@ -141,8 +139,7 @@ class Fp8Experts:
         return Storage(created, loaded)
 
 
-@dataclass(frozen=True, slots=True)
-class Int8Experts:
+class Int8Experts(Struct, frozen=True):
     """INT8 experts with a float32 scale a row. Unchanged after loading (Triton)."""
 
     name: str = "compressed-tensors int8"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.errors import InputError
@@ -17,8 +18,7 @@ LinearModule = Linear | QKVLinear
 QuantizableModule = LinearModule | FusedMoE | LMHead | VocabEmbedding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
+class Context(Struct, frozen=True, kw_only=True):
     """The card and the engine as kernel selection sees them.
 
     `capability` is major * 10 + minor. `sm_count` 0 when the card's is not known: Marlin's workspaces, 4 bytes an SM

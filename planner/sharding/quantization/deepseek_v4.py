@@ -6,7 +6,7 @@ says otherwise; with FP4 experts the linear scales are E8M0 exponents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE
@@ -21,8 +21,7 @@ from planner.sharding.quantization.nvfp4 import MODELOPT, Nvfp4
 from planner.values import reject
 
 
-@dataclass(frozen=True, slots=True)
-class ExponentBlocks:
+class ExponentBlocks(Struct, frozen=True):
     """FP8 blocks with one E8M0 exponent each. DeepGEMM reads exponents as float32, and packs them on Blackwell."""
 
     context: Context

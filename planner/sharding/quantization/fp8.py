@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import UnsupportedError
 from planner.model.modules import Attention, FusedMoE
@@ -16,8 +16,7 @@ from planner.sharding.quantization.online import OnlineFp8
 from planner.values import reject
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Checkpoint:
+class Fp8Checkpoint(Struct, frozen=True):
     """FP8 weights with a scale for each fused shard, or for each block where `block` is set.
 
     `static`: the checkpoint has input scales.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import InputError, UnsupportedError
 from planner.model.modules import FusedMoE, LMHead
@@ -20,8 +22,7 @@ from planner.values import reject
 _NAMES = wna16.TensorNames(weight="qweight", scale="scales", zero_point="qzeros", g_idx="g_idx")
 
 
-@dataclass(frozen=True, slots=True)
-class Gptq:
+class Gptq(Struct, frozen=True):
     """Symmetric 4 or 8-bit weights packed along the input. `fallback`: the experts' scheme where Marlin cannot.
 
     `strict_experts`: experts whose sizes Marlin would have to pad take the fallback (AutoRound).

@@ -5,7 +5,7 @@ Source: vLLM 0.26.0 layers/quantization/modelopt.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import InputError, UnsupportedError
 from planner.model.modules import Attention, FusedMoE, LMHead, PackedNames
@@ -24,8 +24,7 @@ _FUSED_FALLBACK = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": (
 _BLOCK = (128, 128)
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptFp8:
+class ModelOptFp8(Struct, frozen=True):
     """FP8 with static per-tensor scales, per-channel scales, or 128 x 128 blocks (FP8_PB_WO)."""
 
     context: Context

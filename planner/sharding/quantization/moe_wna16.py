@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE
@@ -14,8 +14,7 @@ from planner.values import reject
 _SMALLEST_GROUP = 32
 
 
-@dataclass(frozen=True, slots=True)
-class MoeWna16:
+class MoeWna16(Struct, frozen=True):
     """uint8 weights [E, N, K / pack] with scales along K. Unchanged after loading.
 
     The group is halved until it divides the hidden and the intermediate size; below 32 vLLM asserts.

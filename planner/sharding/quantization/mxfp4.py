@@ -6,8 +6,9 @@ sizes), quantization/utils/mxfp4_utils.py:36, third_party/triton_kernels/tensor_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.model.modules import FusedMoE
 from planner.model.spec import ModelSpec, QuantizationSpec
@@ -21,8 +22,7 @@ GROUP = 32
 Backend = Literal["triton", "trtllm", "deep_gemm", "marlin"]
 
 
-@dataclass(frozen=True, slots=True)
-class Mxfp4Linear:
+class Mxfp4Linear(Struct, frozen=True):
     """compressed-tensors MXFP4 linear layers: FlashInfer from 10.0, Marlin below."""
 
     context: Context
@@ -49,8 +49,7 @@ class Mxfp4Linear:
         raise AssertionError("experts have schemes of their own")
 
 
-@dataclass(frozen=True, slots=True)
-class Mxfp4Experts:
+class Mxfp4Experts(Struct, frozen=True):
     """Experts whose sizes are rounded up, as created, to what the backend's tiles need. Biases are bfloat16."""
 
     backend: Backend

@@ -6,7 +6,7 @@ ModelOptMxFp8LinearMethod and ModelOptMxFp8FusedMoE, compressed_tensors_w8a8_mxf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.sharding.quantization import marlin
 from planner.sharding.quantization.base import LinearShard, MoEShard, Storage, Stored
@@ -17,8 +17,7 @@ from planner.values import reject
 GROUP = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Mxfp8:
+class Mxfp8(Struct, frozen=True):
     """A checkpoint's MXFP8 layers. From 10.0 FlashInfer takes linear layers, below Marlin in 16 bit."""
 
     context: Context

@@ -7,7 +7,7 @@ and CUTLASS multiply in FP4 with swizzled scales; below, and for 16-bit activati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.sharding.quantization import marlin
 from planner.sharding.quantization.base import LinearShard, MoEShard, Storage, Stored
@@ -18,8 +18,7 @@ from planner.values import reject
 GROUP = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nvfp4Names:
+class Nvfp4Names(Struct, frozen=True, kw_only=True):
     """The dialect's attribute names. `always_input_scale`: registered even where activations stay 16 bit (ModelOpt)."""
 
     weight: str
@@ -35,8 +34,7 @@ MODELOPT = Nvfp4Names(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Nvfp4:
+class Nvfp4(Struct, frozen=True):
     context: Context
     names: Nvfp4Names
     use_a16: bool

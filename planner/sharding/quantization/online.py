@@ -6,7 +6,8 @@ Source: vLLM 0.26.0 layers/quantization/online/{base,fp8,mxfp8,int8,nvfp4,moe_ba
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE
@@ -22,8 +23,7 @@ from planner.values import reject
 _BLOCK = (128, 128)
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineFp8:
+class OnlineFp8(Struct, frozen=True):
     """One scale for a layer ("tensor"), for each output row ("channel"), or for each 128 x 128 block ("block")."""
 
     context: Context
@@ -60,8 +60,7 @@ class OnlineFp8:
         return Storage(_full_precision(shard), loaded)
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineMxfp8:
+class OnlineMxfp8(Struct, frozen=True):
     context: Context
     name: str = "mxfp8_online"
 
@@ -82,8 +81,7 @@ class OnlineMxfp8:
         return Storage(_full_precision(shard), mxfp8.experts_after_load(shard, self.context))
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineInt8Experts:
+class OnlineInt8Experts(Struct, frozen=True):
     """INT8 experts with a float32 scale for each row; linear layers stay 16 bit."""
 
     context: Context
@@ -104,8 +102,7 @@ class OnlineInt8Experts:
         return Storage(_full_precision(shard), loaded)
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineNvfp4Experts:
+class OnlineNvfp4Experts(Struct, frozen=True):
     """NVFP4 experts on 10.x; linear layers stay 16 bit."""
 
     context: Context

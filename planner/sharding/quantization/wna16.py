@@ -7,8 +7,9 @@ W4A8 serves FP8 activations only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.sharding.quantization import humming, marlin
 from planner.sharding.quantization.base import Stored
@@ -24,8 +25,7 @@ _TRITON_GROUPS = (-1, 32, 64, 128, 256)
 _MACHETE_BLOCK = (64, 128)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(Struct, frozen=True, kw_only=True):
     """vLLM's MPLinearLayerConfig: k inputs (full_k before the split), n outputs, one rank's."""
 
     k: int
@@ -43,8 +43,7 @@ class Problem:
         return 1 if self.group_size == -1 else self.k // self.group_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorNames:
+class TensorNames(Struct, frozen=True, kw_only=True):
     """The attribute names under which a method registers its tensors."""
 
     weight: str

@@ -6,20 +6,22 @@ TRT-LLM kernel takes its place on 10.x for symmetric 4-bit groups of 32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.sharding.quantization import marlin
 from planner.sharding.quantization.base import MoEShard, Stored
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertNames:
+class ExpertNames(Struct, frozen=True, kw_only=True):
     """Attribute names after "w13_" and "w2_"."""
 
     weight: str = "qweight"
     scale: str = "scales"
     zero_point: str = "qzeros"
     g_idx: str = "g_idx"
+
+
+_GPTQ_NAMES = ExpertNames()
 
 
 def marlin_experts(
@@ -30,7 +32,7 @@ def marlin_experts(
     zero_points: bool = False,
     act_order: bool = False,
     g_idx: bool = False,
-    names: ExpertNames = ExpertNames(),
+    names: ExpertNames = _GPTQ_NAMES,
     full_scale_rows: bool = False,
     shards: int = 2,
 ) -> tuple[Stored, ...]:
