@@ -12,10 +12,19 @@ from planner.errors import InputError
 from planner.serve.parse import RefusedCommand, parse_command
 
 _ENGINE_FIELDS = (
-    "dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel",
-    "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "block_size", "gpu_memory_utilization",
+    "dtype",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "enable_expert_parallel",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_dtype",
+    "block_size",
+    "gpu_memory_utilization",
     "enforce_eager",
-)  # fmt: skip
+)
 _PARTIAL = (
     "an estimate's JSON carries the resolved flags only: limits of media, LoRA, speculation and graph sizes are vLLM's "
     "defaults here; a fit's JSON carries the whole command"
@@ -38,7 +47,9 @@ def request_of_plan(path: str, rank: int, beside: Request) -> tuple[Request, tup
         if kind == "vplan.estimate/1":
             return _of_estimate(document, beside), (_PARTIAL,)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: not a whole plan: {type(error).__name__} {' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"{path}: not a whole plan: {type(error).__name__} {' '.join(str(error).split())[:200]}"
+        ) from None
     raise InputError(f"{path}: schema is {kind!r}, expected vplan.fit/1 or vplan.estimate/1")
 
 
@@ -62,10 +73,14 @@ def _of_command(command: str, estimate: dict[str, Any], beside: Request) -> Requ
         raise InputError(f"the plan's command is refused: {refused.rejection.message}") from None
     return beside.model_copy(
         update={
-            "model": parsed.model, "gpus": str(estimate["gpus"]), "vllm_version": version, "args": parsed.args,
-            "given": parsed.given, "extra_argv": parsed.extra,
+            "model": parsed.model,
+            "gpus": str(estimate["gpus"]),
+            "vllm_version": version,
+            "args": parsed.args,
+            "given": parsed.given,
+            "extra_argv": parsed.extra,
         }
-    )  # fmt: skip
+    )
 
 
 def _of_estimate(estimate: dict[str, Any], beside: Request) -> Request:
@@ -75,7 +90,10 @@ def _of_estimate(estimate: dict[str, Any], beside: Request) -> Request:
     fields = {name: engine[name] for name in _ENGINE_FIELDS}
     return beside.model_copy(
         update={
-            "model": str(estimate["model"]), "gpus": str(estimate["gpus"]), "vllm_version": str(estimate["vllm_version"]),
-            "args": EngineArgs(**fields), "given": _ENGINE_FIELDS,
+            "model": str(estimate["model"]),
+            "gpus": str(estimate["gpus"]),
+            "vllm_version": str(estimate["vllm_version"]),
+            "args": EngineArgs(**fields),
+            "given": _ENGINE_FIELDS,
         }
-    )  # fmt: skip
+    )

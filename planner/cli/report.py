@@ -15,13 +15,19 @@ from planner.errors import InputError
 @planning_options(required=False)
 def report(
     request: Any,
-    output_dir: Annotated[str, typer.Option("--output-dir", help="Folder for the files; made where missing.", show_default=False)],
+    output_dir: Annotated[
+        str, typer.Option("--output-dir", help="Folder for the files; made where missing.", show_default=False)
+    ],
     plan: Annotated[
-        str | None, typer.Argument(metavar="[PLAN.json]", help="JSON of `vplan fit` or `vplan estimate`.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[PLAN.json]", help="JSON of `vplan fit` or `vplan estimate`.", show_default=False),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
     breakdown_by: Annotated[
-        str | None, typer.Option("--breakdown-by", help="layer, module, dtype, rank; several with commas. Default: all.", show_default=False)
+        str | None,
+        typer.Option(
+            "--breakdown-by", help="layer, module, dtype, rank; several with commas. Default: all.", show_default=False
+        ),
     ] = None,
     dtypes: Annotated[
         str | None,
@@ -35,12 +41,15 @@ def report(
         str | None, typer.Option("--batch-sizes", help="Side by side: values of --max-num-seqs.", show_default=False)
     ] = None,
     concurrency: Annotated[
-        str | None, typer.Option("--concurrency", help="Requests at once in the load table; several with commas.", show_default=False)
+        str | None,
+        typer.Option(
+            "--concurrency", help="Requests at once in the load table; several with commas.", show_default=False
+        ),
     ] = None,
     lengths: Annotated[
         str | None, typer.Option("--lengths", help="Values of max-model-len in the load table.", show_default=False)
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write a report of one plan: CSV, Markdown, one self-contained HTML page, and PNGs.
 
     Example: vplan report --model Qwen/Qwen2.5-7B-Instruct --gpus l20:1 --max-model-len 8192 --output-dir out
@@ -64,9 +73,14 @@ def report(
         if kind not in BREAKDOWNS:
             raise InputError(f"--breakdown-by: choose from {', '.join(BREAKDOWNS)}, not {kind!r}")
     starts, files = api.report(
-        request, breakdowns=breakdowns or BREAKDOWNS, dtypes=kinds, batch_sizes=sizes, concurrencies=concurrencies,
-        lengths=longs, notes=notes,
-    )  # fmt: skip
+        request,
+        breakdowns=breakdowns or BREAKDOWNS,
+        dtypes=kinds,
+        batch_sizes=sizes,
+        concurrencies=concurrencies,
+        lengths=longs,
+        notes=notes,
+    )
     write_folder(output_dir, files)
     print(f"{len(files)} files in {output_dir}: report.html, report.md, CSVs and PNGs")
     if not starts:

@@ -17,22 +17,42 @@ from planner.search.space import SearchOptions, Workload
 @planning_options(required=False)
 def select(
     request: Any,
-    concurrency: Annotated[int, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.")] = 1,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.")
+    ] = 1,
     images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
-    safety_margin: Annotated[float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")] = 0.10,
-    max_gpus_per_node: Annotated[int, typer.Option("--max-gpus-per-node", help="Cards in one machine, at most 16.")] = 16,
+    safety_margin: Annotated[
+        float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
+    ] = 0.10,
+    max_gpus_per_node: Annotated[
+        int, typer.Option("--max-gpus-per-node", help="Cards in one machine, at most 16.")
+    ] = 16,
     nodes: Annotated[str, typer.Option("--nodes", help="Machines; several numbers with commas.")] = "1",
-    only: Annotated[str | None, typer.Option("--only", help="Cards to consider, with commas. Default: all.", show_default=False)] = None,
-    price: Annotated[list[str] | None, typer.Option("--price", help="GPU=USD for a card and hour; repeatable.", show_default=False)] = None,
-    buy: Annotated[list[str] | None, typer.Option("--buy", help="GPU=USD to buy a card; repeatable.", show_default=False)] = None,
-    amortise_months: Annotated[int, typer.Option("--amortise-months", help="Months over which bought cards are written off.")] = 36,
-    max_usd_per_hour: Annotated[float | None, typer.Option("--max-usd-per-hour", help="Budget.", show_default=False)] = None,
-    max_watts: Annotated[int | None, typer.Option("--max-watts", help="Board power of all cards.", show_default=False)] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Cards to consider, with commas. Default: all.", show_default=False)
+    ] = None,
+    price: Annotated[
+        list[str] | None, typer.Option("--price", help="GPU=USD for a card and hour; repeatable.", show_default=False)
+    ] = None,
+    buy: Annotated[
+        list[str] | None, typer.Option("--buy", help="GPU=USD to buy a card; repeatable.", show_default=False)
+    ] = None,
+    amortise_months: Annotated[
+        int, typer.Option("--amortise-months", help="Months over which bought cards are written off.")
+    ] = 36,
+    max_usd_per_hour: Annotated[
+        float | None, typer.Option("--max-usd-per-hour", help="Budget.", show_default=False)
+    ] = None,
+    max_watts: Annotated[
+        int | None, typer.Option("--max-watts", help="Board power of all cards.", show_default=False)
+    ] = None,
     rank_by: Annotated[str, typer.Option("--rank-by", help="cost, cost-per-token, gpus, watts or headroom.")] = "cost",
-    output_dir: Annotated[str | None, typer.Option("--output-dir", help="Write CSV, Markdown, HTML and PNG here too.", show_default=False)] = None,
+    output_dir: Annotated[
+        str | None, typer.Option("--output-dir", help="Write CSV, Markdown, HTML and PNG here too.", show_default=False)
+    ] = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
-) -> None:  # fmt: skip
+) -> None:
     """Rank every card of the catalog, 1 to 16 in a machine, for a model and a load: fits or why not, capacity, cost.
 
     Example: vplan select --model Qwen/Qwen2.5-VL-72B-Instruct-AWQ --concurrency 32 --max-model-len 16384
@@ -45,9 +65,11 @@ def select(
     from planner.report.selection import ORDERS, Limits
 
     for name, value, low, high in (
-        ("--concurrency", concurrency, 1, 10**6), ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
-        ("--amortise-months", amortise_months, 1, 240), ("--images", images or 0, 0, 10**4),
-    ):  # fmt: skip
+        ("--concurrency", concurrency, 1, 10**6),
+        ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
+        ("--amortise-months", amortise_months, 1, 240),
+        ("--images", images or 0, 0, 10**4),
+    ):
         if not low <= value <= high:
             raise InputError(f"{name} must be from {low} to {high}, not {value}")
     if not 0 <= safety_margin < 1:
@@ -65,9 +87,15 @@ def select(
     found = api.select(
         request,
         SearchOptions(args=request.args, given=request.given, workload=workload, safety_margin=safety_margin),
-        only=values_of(only, "--only"), max_count=max_gpus_per_node, nodes=machines, prices=_prices(price, "--price"),
-        bought=_prices(buy, "--buy"), months=amortise_months, limits=Limits(max_usd_per_hour, max_watts), order=rank_by,
-    )  # fmt: skip
+        only=values_of(only, "--only"),
+        max_count=max_gpus_per_node,
+        nodes=machines,
+        prices=_prices(price, "--price"),
+        bought=_prices(buy, "--buy"),
+        months=amortise_months,
+        limits=Limits(max_usd_per_hour, max_watts),
+        order=rank_by,
+    )
     if output_dir is not None:
         write_folder(output_dir, found.files())
     write(found.text(format, color=wants_color(output)), output)

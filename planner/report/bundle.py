@@ -21,9 +21,11 @@ from planner.units import format_bytes, format_gib
 CONCURRENCIES = (1, 4, 16, 64, 256)
 _DTYPES = ("auto", "bfloat16", "float16", "half", "float32", "float")
 _CONTENT = {
-    "layer": "decoder layers, and what is outside them", "module": "modules over all layers", "dtype": "stored dtype",
+    "layer": "decoder layers, and what is outside them",
+    "module": "modules over all layers",
+    "dtype": "stored dtype",
     "rank": "ranks of each pipeline stage",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ def plan_report(content: Content) -> dict[str, bytes]:
         table("media", media)
         picture("media", lambda theme: figures.media(media, theme))
         sections.append(_media_section(media))
-    document = Document(f"{estimate.model} on {estimate.gpus}, vLLM {estimate.vllm_version}", _verdict(content), tuple(sections))
+    document = Document(
+        f"{estimate.model} on {estimate.gpus}, vLLM {estimate.vllm_version}", _verdict(content), tuple(sections)
+    )
     files["report.md"] = markdown(document).encode()
     files["report.html"] = html(document, pictures).encode()
     return {**files, **pictures}
@@ -106,11 +110,13 @@ def _command_section(content: Content) -> Section:
 def _ledger_section(rows: Sequence[Row]) -> Section:
     grid = Grid(
         ("ranks", "ledger", "term", "bytes#", "GiB#"),
-        tuple((str(row["ranks"]), str(row["ledger"]), str(row["label"]), f"{row['bytes']:,}", _gib(row["bytes"])) for row in rows),
+        tuple(
+            (str(row["ranks"]), str(row["ledger"]), str(row["label"]), f"{row['bytes']:,}", _gib(row["bytes"]))
+            for row in rows
+        ),
     )
-    text = (
-        "The engine plans within its budget; the device also holds what the engine does not count. Ranks of one stage are alike."
-    )
+    text = "The engine plans within its budget; the device also holds what the engine does not count. "
+        "Ranks of one stage are alike."
     return Section("Where the GPU goes", text, grid, (("ledger", "Both ledgers of every rank as stacked bars"),))
 
 
@@ -137,40 +143,81 @@ def _load_cell(row: Row) -> str:
 def _breakdown_section(by: str, rows: Sequence[Row]) -> Section:
     most = 30
     shown = tuple(
-        (str(row["part"]), str(row["component"]), f"{row['parameter_bytes']:,}", f"{row['other_bytes']:,}", _gib(row["bytes"]), f"{100 * float(row['share'] or 0):.2f} %")
+        (
+            str(row["part"]),
+            str(row["component"]),
+            f"{row['parameter_bytes']:,}",
+            f"{row['other_bytes']:,}",
+            _gib(row["bytes"]),
+            f"{100 * float(row['share'] or 0):.2f} %",
+        )
         for row in rows[:most]
-    )  # fmt: skip
+    )
     rest = f" The first {most} of {len(rows)}; breakdown.csv has all." if len(rows) > most else ""
     return Section(
-        f"Weights by {by}", f"Tensors after loading, summed by {_CONTENT[by]}.{rest}",
+        f"Weights by {by}",
+        f"Tensors after loading, summed by {_CONTENT[by]}.{rest}",
         Grid((by, "component", "parameters, bytes#", "other, bytes#", "GiB#", "share#"), shown),
         ((f"breakdown_{by}", f"Weights by {by}"),),
-    )  # fmt: skip
+    )
 
 
 def _variants_section(flag: str, name: str, rows: Sequence[Row]) -> Section:
     grid = Grid(
-        (flag, "verdict", "weights, GiB#", "activation, GiB#", "KV cache, GiB#", "tokens#", "requests#", "used, GiB#", "why not"),
-        tuple((
-            str(row["value"]), str(row["verdict"]), _gib(row["weights_memory_bytes"]), _gib(row["peak_activation_bytes"]),
-            _gib(row["available_kv_cache_bytes"]), _count(row["capacity_tokens"]), _count(row["max_concurrency"]),
-            _gib(row["used_after_startup_bytes"]), str(row["message"]),
-        ) for row in rows),
-    )  # fmt: skip
-    return Section(f"Other values of {flag}", "All other flags as in the command.", grid, ((name, f"The plan under values of {flag}"),))
+        (
+            flag,
+            "verdict",
+            "weights, GiB#",
+            "activation, GiB#",
+            "KV cache, GiB#",
+            "tokens#",
+            "requests#",
+            "used, GiB#",
+            "why not",
+        ),
+        tuple(
+            (
+                str(row["value"]),
+                str(row["verdict"]),
+                _gib(row["weights_memory_bytes"]),
+                _gib(row["peak_activation_bytes"]),
+                _gib(row["available_kv_cache_bytes"]),
+                _count(row["capacity_tokens"]),
+                _count(row["max_concurrency"]),
+                _gib(row["used_after_startup_bytes"]),
+                str(row["message"]),
+            )
+            for row in rows
+        ),
+    )
+    return Section(
+        f"Other values of {flag}",
+        "All other flags as in the command.",
+        grid,
+        ((name, f"The plan under values of {flag}"),),
+    )
 
 
 def _media_section(rows: Sequence[Row]) -> Section:
     grid = Grid(
         ("image", "in flight#", "tokens each#", "encoded at once#", "encoder's peak#", "left on the card#", "fits"),
-        tuple((
-            f"{row['width_pixels']} x {row['height_pixels']}", str(row["items"]), f"{row['tokens_per_item']:,}",
-            str(row["items_per_step"]), _size(row["vision_encoder_runtime_peak_bytes"]), _size(row["device_free_bytes"]),
-            "yes" if row["fits_device"] else "no",
-        ) for row in rows),
-    )  # fmt: skip
+        tuple(
+            (
+                f"{row['width_pixels']} x {row['height_pixels']}",
+                str(row["items"]),
+                f"{row['tokens_per_item']:,}",
+                str(row["items_per_step"]),
+                _size(row["vision_encoder_runtime_peak_bytes"]),
+                _size(row["device_free_bytes"]),
+                "yes" if row["fits_device"] else "no",
+            )
+            for row in rows
+        ),
+    )
     text = f"One step encodes at most {rows[0]['encoder_budget_tokens']:,} tokens of media; larger batches wait."
-    return Section("Media budget against encoder memory", text, grid, (("media", "Encoder memory against images in flight"),))
+    return Section(
+        "Media budget against encoder memory", text, grid, (("media", "Encoder memory against images in flight"),)
+    )
 
 
 def _lengths(assessment: Assessment) -> tuple[int, ...]:

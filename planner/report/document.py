@@ -9,10 +9,13 @@ from html import escape
 
 from planner.report.tables import escaped
 
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CSS = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1a1a1a;--faint:#d9d9d9;--soft:#f5f6f8;--good:#00694b;--bad:#b00020}
-@media (prefers-color-scheme:dark){:root{--paper:#14171c;--ink:#ececec;--faint:#3a3f47;--soft:#1d2128;--good:#5fd3ac;--bad:#ff8a80}}
-body{background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:0 auto;max-width:70rem;padding:1.5rem}
+@media (prefers-color-scheme:dark){:root{--paper:#14171c;--ink:#ececec;--faint:#3a3f47;--soft:#1d2128;
+--good:#5fd3ac;--bad:#ff8a80}}
+body{background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:0 auto;max-width:70rem;padding:1.5rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--faint)}
 img{max-width:100%;height:auto;display:block;margin:1rem 0}
 .table{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
@@ -85,7 +88,7 @@ def html(document: Document, pngs: Mapping[str, bytes]) -> str:
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f'<link rel="icon" href="data:,"><title>{escape(document.title)}</title><style>{_CSS}</style></head><body>',
         f'<h1>{escape(document.title)}</h1><p class="{escape(verdict)}">{escape(document.verdict)}</p>',
     ]
@@ -105,7 +108,9 @@ def html(document: Document, pngs: Mapping[str, bytes]) -> str:
 
 
 def _picture(name: str, description: str, pngs: Mapping[str, bytes]) -> str:
-    light, dark = (f"data:image/png;base64,{b64encode(pngs[file]).decode()}" for file in (f"{name}.png", f"{name}_dark.png"))
+    light, dark = (
+        f"data:image/png;base64,{b64encode(pngs[file]).decode()}" for file in (f"{name}.png", f"{name}_dark.png")
+    )
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(description)}"></picture>'
@@ -121,7 +126,8 @@ def _html_grid(grid: Grid) -> str:
 
 def _html_row(tag: str, cells: Sequence[str], numbers: Sequence[bool]) -> str:
     inside = "".join(
-        f'<{tag}{" class=number" if number else ""}>{escape(cell)}</{tag}>' for cell, number in zip(cells, numbers, strict=True)
+        f"<{tag}{' class=number' if number else ''}>{escape(cell)}</{tag}>"
+        for cell, number in zip(cells, numbers, strict=True)
     )
     return f"<tr>{inside}</tr>"
 

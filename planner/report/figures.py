@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -17,11 +18,16 @@ _BARS: dict[str, tuple[Term, ...]] = {
     "device holds": tuple(term for term in DEVICE_TERMS if term.color),
 }
 _SHORT = {
-    "cuda_context_bytes": "CUDA, NCCL", "non_torch_bytes": "non-torch", "runner_state_bytes": "runner state",
-    "available_kv_cache_bytes": "KV cache", "cuda_graph_estimate_bytes": "graphs", "cuda_graph_actual_bytes": "graphs",
-    "allocator_retained_bytes": "allocator", "vision_encoder_runtime_peak_bytes": "encoder",
+    "cuda_context_bytes": "CUDA, NCCL",
+    "non_torch_bytes": "non-torch",
+    "runner_state_bytes": "runner state",
+    "available_kv_cache_bytes": "KV cache",
+    "cuda_graph_estimate_bytes": "graphs",
+    "cuda_graph_actual_bytes": "graphs",
+    "allocator_retained_bytes": "allocator",
+    "vision_encoder_runtime_peak_bytes": "encoder",
     "peak_activation_bytes": "activation",
-}  # fmt: skip
+}
 
 
 def ledger(assessment: Assessment, theme: Theme = LIGHT) -> Axes:
@@ -66,13 +72,26 @@ def _bar(
             continue
         encoder = term.field == "vision_encoder_runtime_peak_bytes"
         axes.barh(
-            height, size, 0.62, left=left, color=term.color, edgecolor=theme.paper, linewidth=0.8, hatch="///" if encoder else None
-        )  # fmt: skip
+            height,
+            size,
+            0.62,
+            left=left,
+            color=term.color,
+            edgecolor=theme.paper,
+            linewidth=0.8,
+            hatch="///" if encoder else None,
+        )
         name = _SHORT.get(term.field, term.label)
         if size > 0.11 * span and not encoder:
             axes.text(
-                left + size / 2, height, f"{name}\n{size:.2f}", ha="center", va="center", fontsize=11, color=readable_on(term.color)
-            )  # fmt: skip
+                left + size / 2,
+                height,
+                f"{name}\n{size:.2f}",
+                ha="center",
+                va="center",
+                fontsize=11,
+                color=readable_on(term.color),
+            )
         elif size >= 0.005:
             small.append((left + size / 2, f"{name} {size:.2f}"))
         left += size
@@ -96,9 +115,14 @@ def _callouts(axes: Axes, small: list[tuple[float, str]], height: float, span: f
         limit = place[index] - 0.01 * span
     for (x, text), start, width in zip(small, place, widths, strict=True):
         axes.annotate(
-            text, (x, height - 0.31), (start + width / 2, height - 0.55), ha="center", va="center", fontsize=10,
+            text,
+            (x, height - 0.31),
+            (start + width / 2, height - 0.55),
+            ha="center",
+            va="center",
+            fontsize=10,
             arrowprops={"arrowstyle": "-", "color": theme.ink, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
+        )
 
 
 def _limits(axes: Axes, budget: float, total: float, theme: Theme) -> None:
@@ -108,9 +132,15 @@ def _limits(axes: Axes, budget: float, total: float, theme: Theme) -> None:
     box = _box(theme)
     axes.text(budget, 0.42, f"budget {budget:.2f} ", ha="right", va="bottom", fontsize=11, color=theme.budget, bbox=box)
     axes.text(
-        total, 0.74 if near else 0.42, f"physical limit {total:.2f} ", ha="right", va="bottom", fontsize=11,
-        color=theme.limit, bbox=box,
-    )  # fmt: skip
+        total,
+        0.74 if near else 0.42,
+        f"physical limit {total:.2f} ",
+        ha="right",
+        va="bottom",
+        fontsize=11,
+        color=theme.limit,
+        bbox=box,
+    )
 
 
 def _box(theme: Theme) -> dict[str, object]:
@@ -132,7 +162,9 @@ def load(rows: Sequence[Row], requested_bytes: int, theme: Theme = LIGHT) -> Axe
         axes.set_xscale("log", base=2)
         axes.axhspan(budget, top, color=theme.limit, alpha=0.10, linewidth=0)
         axes.axhline(budget, color=theme.budget, linewidth=1.5, linestyle=(0, (4, 2)))
-        axes.text(lengths[0], budget, f" budget {budget:.2f} GiB", va="center", ha="left", fontsize=11, bbox=_box(theme))
+        axes.text(
+            lengths[0], budget, f" budget {budget:.2f} GiB", va="center", ha="left", fontsize=11, bbox=_box(theme)
+        )
         for index, concurrency in enumerate(concurrencies):
             mine = [row for row in rows if row["concurrency"] == concurrency]
             points = [(_int(row, "max_model_len"), gib(_int(row, "engine_bytes"))) for row in mine]
@@ -154,16 +186,22 @@ def _end_label(axes: Axes, points: list[tuple[int, float]], top: float, text: st
     """At the line's end, or where it leaves the picture."""
     x, y = points[-1]
     if y > top:
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             if y0 <= top < y1:
                 x, y = round(x0 + (x1 - x0) * (top - y0) / (y1 - y0)), top
                 break
         else:
             return
     axes.annotate(
-        text, (x, y), (5, 0 if y < top else -9), textcoords="offset points", fontsize=11, va="center", ha="left",
+        text,
+        (x, y),
+        (5, 0 if y < top else -9),
+        textcoords="offset points",
+        fontsize=11,
+        va="center",
+        ha="left",
         bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1, "alpha": 0.8},
-    )  # fmt: skip
+    )
 
 
 def breakdown(rows: Sequence[Row], theme: Theme = LIGHT, most: int = 20) -> Axes:
@@ -176,8 +214,15 @@ def breakdown(rows: Sequence[Row], theme: Theme = LIGHT, most: int = 20) -> Axes
         if not rows:
             return _empty(axes, "vLLM refuses before it takes any memory")
         if rest:
-            shown = [*shown, {"part": f"{len(rest)} others", "parameter_bytes": _sum(rest, "parameter_bytes"),
-                              "other_bytes": _sum(rest, "other_bytes"), "bytes": _sum(rest, "bytes")}]  # fmt: skip
+            shown = [
+                *shown,
+                {
+                    "part": f"{len(rest)} others",
+                    "parameter_bytes": _sum(rest, "parameter_bytes"),
+                    "other_bytes": _sum(rest, "other_bytes"),
+                    "bytes": _sum(rest, "bytes"),
+                },
+            ]
         places = range(0, -len(shown), -1)
         parameters = [gib(_int(row, "parameter_bytes")) for row in shown]
         others = [gib(_int(row, "other_bytes")) for row in shown]
@@ -185,7 +230,13 @@ def breakdown(rows: Sequence[Row], theme: Theme = LIGHT, most: int = 20) -> Axes
         axes.barh(places, others, 0.7, left=parameters, color="#56b4e9")
         widest = max(gib(_int(row, "bytes")) for row in shown)
         for place, row in zip(places, shown, strict=True):
-            axes.text(gib(_int(row, "bytes")) + 0.01 * widest, place, f"{gib(_int(row, 'bytes')):.3f}", va="center", fontsize=10)
+            axes.text(
+                gib(_int(row, "bytes")) + 0.01 * widest,
+                place,
+                f"{gib(_int(row, 'bytes')):.3f}",
+                va="center",
+                fontsize=10,
+            )
         axes.set_yticks(list(places), [_shortened(str(row["part"])) for row in shown])
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(0, widest * 1.12)
@@ -208,7 +259,11 @@ def _chosen(rows: Sequence[Row], by: str, most: int) -> tuple[list[Row], list[Ro
     merged: list[Row] = []
     for run in runs:
         first, last = run[0], run[-1]
-        span = f"{first['part']} to {str(last['part']).removeprefix('layer ')}, each" if len(run) > 1 else str(first["part"])
+        span = (
+            f"{first['part']} to {str(last['part']).removeprefix('layer ')}, each"
+            if len(run) > 1
+            else str(first["part"])
+        )
         merged.append({**first, "part": span})
     return merged[:most], merged[most:]
 
@@ -241,14 +296,37 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
                 label = term.label if term.field not in used else None
                 used.add(term.field)
                 axes.bar(
-                    place, size, 0.66, bottom=bottom, color=term.color, edgecolor=theme.paper, linewidth=0.8, label=label,
+                    place,
+                    size,
+                    0.66,
+                    bottom=bottom,
+                    color=term.color,
+                    edgecolor=theme.paper,
+                    linewidth=0.8,
+                    label=label,
                     hatch="///" if encoder else None,
-                )  # fmt: skip
+                )
                 if size > 0.07 * limit:
-                    axes.text(place, bottom + size / 2, f"{size:.2f}", ha="center", va="center", fontsize=11, color=readable_on(term.color))
+                    axes.text(
+                        place,
+                        bottom + size / 2,
+                        f"{size:.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=11,
+                        color=readable_on(term.color),
+                    )
                 bottom += size
             if row["verdict"] != "starts":
-                axes.text(place, bottom + 0.01 * limit, _refused(row), ha="center", va="bottom", fontsize=10, color=theme.limit)
+                axes.text(
+                    place,
+                    bottom + 0.01 * limit,
+                    _refused(row),
+                    ha="center",
+                    va="bottom",
+                    fontsize=10,
+                    color=theme.limit,
+                )
         axes.axhline(limit, color=theme.limit, linewidth=2, label=f"physical limit {limit:.2f} GiB")
         axes.set_xlim(-0.5, len(rows) - 0.5)
         axes.set_ylim(0, max(limit * 1.1, axes.get_ylim()[1] * 1.12))
@@ -286,17 +364,34 @@ def media(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
         for index, size in enumerate(sizes):
             mine = [row for row in rows if (row["width_pixels"], row["height_pixels"]) == size]
             points = [(_int(row, "items"), gib(_int(row, "vision_encoder_runtime_peak_bytes"))) for row in mine]
-            axes.plot(*zip(*points, strict=True), color=SERIES[index % len(SERIES)], linewidth=2.2, marker="o", markersize=4)
-            ends.append((points[-1][0], points[-1][1], f"{size[0]} x {size[1]}: {mine[0]['embeddings_per_item']:,} tokens"))
+            axes.plot(
+                *zip(*points, strict=True), color=SERIES[index % len(SERIES)], linewidth=2.2, marker="o", markersize=4
+            )
+            ends.append(
+                (points[-1][0], points[-1][1], f"{size[0]} x {size[1]}: {mine[0]['embeddings_per_item']:,} tokens")
+            )
         top = max(highest, min(free, highest * 2)) * 1.15
         _spread(axes, ends, 0.055 * top)
         if free <= 0:
-            axes.text(1, top * 0.97, " nothing is left on the card", va="top", ha="left", fontsize=11, color=theme.limit)
+            axes.text(
+                1, top * 0.97, " nothing is left on the card", va="top", ha="left", fontsize=11, color=theme.limit
+            )
         elif free < top:
             axes.axhline(free, color=theme.limit, linewidth=2)
-            axes.text(1, free, f"left on the card {free:.2f} GiB", va="center", ha="left", fontsize=11, color=theme.limit, bbox=_box(theme))
+            axes.text(
+                1,
+                free,
+                f"left on the card {free:.2f} GiB",
+                va="center",
+                ha="left",
+                fontsize=11,
+                color=theme.limit,
+                bbox=_box(theme),
+            )
         else:
-            axes.text(1, top * 0.97, f"the card has {free:.2f} GiB left, above this picture", va="top", ha="left", fontsize=11)
+            axes.text(
+                1, top * 0.97, f"the card has {free:.2f} GiB left, above this picture", va="top", ha="left", fontsize=11
+            )
         axes.set_ylim(0, top)
         items = sorted({_int(row, "items") for row in rows})
         axes.set_xlim(items[0], items[-1] * 1.1)

@@ -16,7 +16,7 @@ def frame(name: str, rows: Sequence[Mapping[str, Cell]]) -> pd.DataFrame:
     """Rows of one table of planner.report.schema. Missing figures are pandas.NA."""
     table = TABLES[name]
     columns = {
-        column.name: pd.Series([row[column.name] for row in rows], dtype=_DTYPES[column.kind])  # type: ignore[call-overload]
+        column.name: pd.Series([row[column.name] for row in rows], dtype=_DTYPES[column.kind])
         for column in table.columns
     }
     return pd.DataFrame(columns)

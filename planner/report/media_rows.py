@@ -40,11 +40,21 @@ def media_rows(
                 continue
             item, _ = workload_items(vision, config, workload)[0]
             peak = encoder_runtime_peak_bytes(deployment.model, deployment.shares[0], config, workload)
-            rows.append({
-                **who(assessment.estimate), "modality": "image", "width_pixels": width, "height_pixels": height, "seconds": None,
-                "items": count, "tokens_per_item": item.prompt_tokens, "embeddings_per_item": item.tokens,
-                "encoder_budget_tokens": budget.tokens,
-                "items_per_step": max(1, min(count, config.max_num_seqs, budget.tokens // max(item.tokens, 1))),
-                "vision_encoder_runtime_peak_bytes": peak, "device_free_bytes": free, "fits_device": peak <= free,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **who(assessment.estimate),
+                    "modality": "image",
+                    "width_pixels": width,
+                    "height_pixels": height,
+                    "seconds": None,
+                    "items": count,
+                    "tokens_per_item": item.prompt_tokens,
+                    "embeddings_per_item": item.tokens,
+                    "encoder_budget_tokens": budget.tokens,
+                    "items_per_step": max(1, min(count, config.max_num_seqs, budget.tokens // max(item.tokens, 1))),
+                    "vision_encoder_runtime_peak_bytes": peak,
+                    "device_free_bytes": free,
+                    "fits_device": peak <= free,
+                }
+            )
     return rows

@@ -48,8 +48,14 @@ class PriceBook:
             return Cost(self.given[gpu.name], cards, "price given by the user", "given by the user", "")
         offers = [price for price in gpu.prices if price.date != "undated"] or list(gpu.prices)
         largest = max((_size(price) for price in offers), default=0)
-        enough = [price for price in offers if _size(price) >= count] or [price for price in offers if _size(price) == largest]
-        return min((_offer(price, count, nodes) for price in enough), key=lambda cost: (cost.usd_per_hour, cost.offer), default=None)
+        enough = [price for price in offers if _size(price) >= count] or [
+            price for price in offers if _size(price) == largest
+        ]
+        return min(
+            (_offer(price, count, nodes) for price in enough),
+            key=lambda cost: (cost.usd_per_hour, cost.offer),
+            default=None,
+        )
 
 
 _NO_MACHINE = "(no machine with so many is listed)"
@@ -60,7 +66,13 @@ def _offer(price: Price, count: int, nodes: int) -> Cost:
     size = _size(price)
     if count <= size:
         return Cost(price.usd_per_gpu_hour, size * nodes, price.offer, price.source, price.date)
-    return Cost(price.usd_per_gpu_hour, count * nodes, f"{price.offer}, as a price per card {_NO_MACHINE}", price.source, price.date)
+    return Cost(
+        price.usd_per_gpu_hour,
+        count * nodes,
+        f"{price.offer}, as a price per card {_NO_MACHINE}",
+        price.source,
+        price.date,
+    )
 
 
 def _size(price: Price) -> int:

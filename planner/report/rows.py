@@ -74,10 +74,17 @@ def ledger_rows(assessment: Assessment) -> list[Row]:
     for item in stage_ledgers(assessment):
         for ledger, terms in (("engine", ENGINE_TERMS), ("device", DEVICE_TERMS)):
             for term in terms:
-                rows.append({
-                    **who(assessment.estimate), "stage": item.stage, "ranks": item.ranks, "ledger": ledger,
-                    "term": term.field, "label": term.label, "bytes": item.bytes[term.field],
-                })  # fmt: skip
+                rows.append(
+                    {
+                        **who(assessment.estimate),
+                        "stage": item.stage,
+                        "ranks": item.ranks,
+                        "ledger": ledger,
+                        "term": term.field,
+                        "label": term.label,
+                        "bytes": item.bytes[term.field],
+                    }
+                )
     return rows
 
 
@@ -97,14 +104,23 @@ def breakdown_rows(assessment: Assessment, by: str) -> list[Row]:
             components.add(tensor.component)
             sizes[0 if tensor.role == "parameter" else 1] += tensor.size_bytes
     total = sum(sum(sizes) for _, sizes in parts.values())
-    ordered = list(parts.items()) if by in ("layer", "rank") else sorted(parts.items(), key=lambda item: -sum(item[1][1]))
+    ordered = (
+        list(parts.items()) if by in ("layer", "rank") else sorted(parts.items(), key=lambda item: -sum(item[1][1]))
+    )
     return [
         {
-            **who(assessment.estimate), "by": by, "part": part, "component": "+".join(sorted(components)),
-            "parameter_bytes": sizes[0], "other_bytes": sizes[1], "bytes": sum(sizes), "share": round(sum(sizes) / total, 6),
+            **who(assessment.estimate),
+            "by": by,
+            "part": part,
+            "component": "+".join(sorted(components)),
+            "parameter_bytes": sizes[0],
+            "other_bytes": sizes[1],
+            "bytes": sum(sizes),
+            "share": round(sum(sizes) / total, 6),
         }
-        for part, (components, sizes) in ordered if sum(sizes)
-    ]  # fmt: skip
+        for part, (components, sizes) in ordered
+        if sum(sizes)
+    ]
 
 
 def _part(tensor: Tensor, by: str) -> str:
@@ -135,11 +151,18 @@ def load_rows(assessment: Assessment, lengths: Sequence[int], concurrencies: Seq
         for length in lengths:
             one = int(request_bytes(deployment.pool, length, deployment.config.max_num_batched_tokens))
             engine, device = beside_engine + one * concurrency, beside_device + one * concurrency
-            rows.append({
-                **who(assessment.estimate), "max_model_len": length, "concurrency": concurrency, "kv_cache_bytes": one * concurrency,
-                "engine_bytes": engine, "device_bytes": device, "fits_budget": engine <= per_gpu.requested_memory_bytes,
-                "fits_device": device <= per_gpu.total_memory_bytes,
-            })  # fmt: skip
+            rows.append(
+                {
+                    **who(assessment.estimate),
+                    "max_model_len": length,
+                    "concurrency": concurrency,
+                    "kv_cache_bytes": one * concurrency,
+                    "engine_bytes": engine,
+                    "device_bytes": device,
+                    "fits_budget": engine <= per_gpu.requested_memory_bytes,
+                    "fits_device": device <= per_gpu.total_memory_bytes,
+                }
+            )
     return rows
 
 
@@ -151,9 +174,16 @@ def estimate_cells(estimate: Estimate) -> Row:
         "message": " ".join(estimate.rejection.message.split()) if estimate.rejection else "",
     }
     for name in (
-        "dtype", "quantization", "kv_cache_dtype", "tensor_parallel_size", "pipeline_parallel_size", "max_model_len",
-        "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization",
-    ):  # fmt: skip
+        "dtype",
+        "quantization",
+        "kv_cache_dtype",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "gpu_memory_utilization",
+    ):
         row[name] = getattr(estimate.engine, name, None)
     for column in LEDGER_COLUMNS:
         row[column.name] = getattr(estimate.per_gpu, column.name, None)
@@ -165,5 +195,6 @@ def estimate_cells(estimate: Estimate) -> Row:
 def variant_rows(flag: str, assessments: Sequence[tuple[str, Assessment]]) -> list[Row]:
     """One row for each value of one flag."""
     return [
-        {**who(item.estimate), "flag": flag, "value": value, **estimate_cells(item.estimate)} for value, item in assessments
+        {**who(item.estimate), "flag": flag, "value": value, **estimate_cells(item.estimate)}
+        for value, item in assessments
     ]

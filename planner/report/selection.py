@@ -60,27 +60,47 @@ def _row(model: str, version: str, choice: Choice, concurrency: int, book: Price
     decode, prefill = _speed(choice, concurrency)
     tokens = choice.requests * engine.config.max_model_len if engine else 0
     return {
-        "rank": None, "model": model, "vllm_version": version, "gpu": gpu.name, "gpus_per_node": choice.count, "nodes": choice.nodes,
-        "fits": not reason, "bottleneck": bottleneck, "reason": reason,
+        "rank": None,
+        "model": model,
+        "vllm_version": version,
+        "gpu": gpu.name,
+        "gpus_per_node": choice.count,
+        "nodes": choice.nodes,
+        "fits": not reason,
+        "bottleneck": bottleneck,
+        "reason": reason,
         "tensor_parallel_size": engine.tensor_parallel_size if engine else None,
-        "pipeline_parallel_size": engine.pipeline_parallel_size if engine else None, "replicas": choice.replicas or None,
-        "gpu_memory_utilization": engine.gpu_memory_utilization if engine else None, "dtype": engine.config.dtype if engine else None,
-        "total_memory_bytes": gpu.total_memory_bytes, "memory_evidence": gpu.memory_evidence,
+        "pipeline_parallel_size": engine.pipeline_parallel_size if engine else None,
+        "replicas": choice.replicas or None,
+        "gpu_memory_utilization": engine.gpu_memory_utilization if engine else None,
+        "dtype": engine.config.dtype if engine else None,
+        "total_memory_bytes": gpu.total_memory_bytes,
+        "memory_evidence": gpu.memory_evidence,
         "weights_memory_bytes": engine.weights_memory_bytes if engine else None,
-        "headroom_bytes": engine.headroom_bytes if engine else None, "capacity_tokens": tokens, "capacity_requests": choice.requests,
-        "estimated_decode_tokens_per_s": _rounded(decode, 1), "estimated_prefill_tokens_per_s": _rounded(prefill, 1),
-        "usd_per_gpu_hour": _rounded(cost.usd_per_gpu_hour if cost else None, 6), "billed_gpus": cost.billed if cost else None,
+        "headroom_bytes": engine.headroom_bytes if engine else None,
+        "capacity_tokens": tokens,
+        "capacity_requests": choice.requests,
+        "estimated_decode_tokens_per_s": _rounded(decode, 1),
+        "estimated_prefill_tokens_per_s": _rounded(prefill, 1),
+        "usd_per_gpu_hour": _rounded(cost.usd_per_gpu_hour if cost else None, 6),
+        "billed_gpus": cost.billed if cost else None,
         "usd_per_hour": _rounded(cost.usd_per_hour if cost else None, 4),
         "usd_per_month": _rounded(cost.usd_per_hour * HOURS_PER_MONTH if cost else None, 2),
         "usd_per_million_tokens": _rounded(cost.usd_per_hour / 3600 / decode * 1e6 if cost and decode else None, 4),
-        "price_offer": cost.offer if cost else None, "price_source": cost.source if cost else None, "price_date": cost.date if cost else None,
-        "watts": watts, "estimated_tokens_per_joule": _rounded(decode / watts if decode and watts else None, 4),
-    }  # fmt: skip
+        "price_offer": cost.offer if cost else None,
+        "price_source": cost.source if cost else None,
+        "price_date": cost.date if cost else None,
+        "watts": watts,
+        "estimated_tokens_per_joule": _rounded(decode / watts if decode and watts else None, 4),
+    }
 
 
 def _beyond(cost: Cost | None, watts: int | None, limits: Limits) -> tuple[str, str]:
     if limits.usd_per_hour is not None and (cost is None or cost.usd_per_hour > limits.usd_per_hour):
-        return "budget", "no price is known" if cost is None else f"{cost.usd_per_hour:.2f} USD an hour is above the budget"
+        return (
+            "budget",
+            "no price is known" if cost is None else f"{cost.usd_per_hour:.2f} USD an hour is above the budget",
+        )
     if limits.watts is not None and (watts is None or watts > limits.watts):
         return "power", "its power is not known" if watts is None else f"{watts} W is above the limit"
     return "", ""
@@ -101,12 +121,23 @@ def _speed(choice: Choice, concurrency: int) -> tuple[float | None, float | None
 def _key(row: Row, order: str) -> tuple[Any, ...]:
     cards = int(row["gpus_per_node"] or 0) * int(row["nodes"] or 0)
     first: dict[str, Any] = {
-        "cost": row["usd_per_hour"], "cost-per-token": row["usd_per_million_tokens"], "gpus": cards, "watts": row["watts"],
+        "cost": row["usd_per_hour"],
+        "cost-per-token": row["usd_per_million_tokens"],
+        "gpus": cards,
+        "watts": row["watts"],
         "headroom": -int(row["headroom_bytes"] or 0),
-    }  # fmt: skip
+    }
     value = first[order]
     price = row["usd_per_hour"]
-    return (value is None, value or 0, price is None, price or 0, cards, -int(row["capacity_requests"] or 0), row["gpu"])
+    return (
+        value is None,
+        value or 0,
+        price is None,
+        price or 0,
+        cards,
+        -int(row["capacity_requests"] or 0),
+        row["gpu"],
+    )
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
@@ -116,9 +147,19 @@ def _rounded(value: float | None, digits: int) -> float | None:
 def selection_grid(rows: Sequence[Row]) -> Grid:
     """What a meeting looks at: a line a card."""
     head = (
-        "#", "cards", "layout", "holds#", "headroom#", "tokens/s (est.)#", "USD/h#", "USD/month#", "USD/M tokens (est.)#",
-        "W#", "price: offer, date", "why not",
-    )  # fmt: skip
+        "#",
+        "cards",
+        "layout",
+        "holds#",
+        "headroom#",
+        "tokens/s (est.)#",
+        "USD/h#",
+        "USD/month#",
+        "USD/M tokens (est.)#",
+        "W#",
+        "price: offer, date",
+        "why not",
+    )
     return Grid(head, tuple(_line(row) for row in rows))
 
 
@@ -129,14 +170,26 @@ def _line(row: Row) -> tuple[str, ...]:
         layout = f"TP {row['tensor_parallel_size']}"
         layout += f" PP {row['pipeline_parallel_size']}" if row["pipeline_parallel_size"] != 1 else ""
         layout += f", {row['replicas']} engines" if row["replicas"] != 1 else ""
-    price = "no price known" if row["price_offer"] is None else ", ".join(str(row[name]) for name in ("price_offer", "price_date") if row[name])
+    price = (
+        "no price known"
+        if row["price_offer"] is None
+        else ", ".join(str(row[name]) for name in ("price_offer", "price_date") if row[name])
+    )
     headroom = row["headroom_bytes"]
     return (
-        str(row["rank"] or "-"), f"{row['gpus_per_node']} x {row['gpu']}{nodes}", layout, str(row["capacity_requests"] or ""),
-        format_gib(headroom) if isinstance(headroom, int) else "", _number(row["estimated_decode_tokens_per_s"], 0),
-        _number(row["usd_per_hour"], 2), _number(row["usd_per_month"], 0), _number(row["usd_per_million_tokens"], 2),
-        _number(row["watts"], 0), price, str(row["reason"]),
-    )  # fmt: skip
+        str(row["rank"] or "-"),
+        f"{row['gpus_per_node']} x {row['gpu']}{nodes}",
+        layout,
+        str(row["capacity_requests"] or ""),
+        format_gib(headroom) if isinstance(headroom, int) else "",
+        _number(row["estimated_decode_tokens_per_s"], 0),
+        _number(row["usd_per_hour"], 2),
+        _number(row["usd_per_month"], 0),
+        _number(row["usd_per_million_tokens"], 2),
+        _number(row["watts"], 0),
+        price,
+        str(row["reason"]),
+    )
 
 
 def _number(value: Cell, digits: int) -> str:
@@ -148,10 +201,18 @@ def selection_document(title: str, rows: Sequence[Row], notes: Sequence[str], pi
     fitting = [row for row in shown if row["fits"]]
     verdict = f"{len(fitting)} of {len(shown)} cards fit in the counts tried"
     pictures = (("select", "Cost against capacity, the front labelled"),) if picture else ()
-    return Document(title, verdict, (
-        Section("The best count of each card", ESTIMATED, selection_grid(fitting), pictures, items=tuple(notes)),
-        Section("Cards that do not", "With the largest count tried.", selection_grid([row for row in shown if not row["fits"]])),
-    ))  # fmt: skip
+    return Document(
+        title,
+        verdict,
+        (
+            Section("The best count of each card", ESTIMATED, selection_grid(fitting), pictures, items=tuple(notes)),
+            Section(
+                "Cards that do not",
+                "With the largest count tried.",
+                selection_grid([row for row in shown if not row["fits"]]),
+            ),
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +247,11 @@ class Selection:
         }
         document = selection_document(self.title, self.rows, self.notes, picture=True)
         return {
-            "select.csv": table_csv("select", self.rows).encode(), "select.md": markdown(document).encode(),
-            "select.html": html(document, pictures).encode(), **pictures,
-        }  # fmt: skip
+            "select.csv": table_csv("select", self.rows).encode(),
+            "select.md": markdown(document).encode(),
+            "select.html": html(document, pictures).encode(),
+            **pictures,
+        }
 
 
 def _terminal(document: Document, *, color: bool) -> str:
@@ -210,7 +273,9 @@ def _terminal(document: Document, *, color: bool) -> str:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for head, skip in zip(section.grid.head, empty, strict=True):
             if not skip:
-                table.add_column(head.removesuffix("#").strip() or "#", justify="right" if head.endswith("#") else "left")
+                table.add_column(
+                    head.removesuffix("#").strip() or "#", justify="right" if head.endswith("#") else "left"
+                )
         for row in section.grid.rows:
             table.add_row(*(Text(cell) for cell, skip in zip(row, empty, strict=True) if not skip))
         console.print(table)

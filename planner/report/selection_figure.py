@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from planner.report.selection import Row
 from planner.report.theme import LIGHT, Theme, new_axes, styled
@@ -40,17 +40,23 @@ def cost_against_capacity(rows: Sequence[Row], concurrency: int, theme: Theme = 
         for index, row in enumerate(front):
             x, y = float(row["capacity_requests"] or 0), float(row["usd_per_hour"] or 0)
             axes.annotate(
-                f"{row['gpus_per_node']} x {row['gpu']}", (x, y), (10, -14) if index % 2 else (-10, 12), textcoords="offset points",
-                fontsize=10, va="center", ha="left" if index % 2 else "right",
+                f"{row['gpus_per_node']} x {row['gpu']}",
+                (x, y),
+                (10, -14) if index % 2 else (-10, 12),
+                textcoords="offset points",
+                fontsize=10,
+                va="center",
+                ha="left" if index % 2 else "right",
                 bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1, "alpha": 0.85},
-            )  # fmt: skip
+            )
         axes.set_xlabel(f"requests of full length held at once ({concurrency:,} asked for, dashed)")
         axes.set_ylabel("USD per hour")
         axes.set_xlim(concurrency * 0.55, max(_points(priced)[0]) * 1.35)
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.grid(which="both", axis="both")
+        axes.grid(which="major", axis="both")
     return axes
 
 

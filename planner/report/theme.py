@@ -19,9 +19,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from planner.units import GIB
 
 _CJK = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Droid Sans Fallback",
-)  # fmt: skip
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Microsoft YaHei",
+    "SimHei",
+    "Droid Sans Fallback",
+)
 DPI = 150
 
 
@@ -53,14 +62,31 @@ def _fonts() -> tuple[str, ...]:
 @contextmanager
 def styled(theme: Theme) -> Iterator[None]:
     """matplotlib's settings for one theme, put back afterwards."""
-    settings: dict[str, Any] = {
-        "font.family": list(_fonts()), "font.size": 12, "axes.titlesize": 13, "axes.titleweight": "bold",
-        "axes.titlelocation": "left", "axes.labelsize": 12, "xtick.labelsize": 11, "ytick.labelsize": 11,
-        "figure.facecolor": theme.paper, "axes.facecolor": theme.paper, "savefig.facecolor": theme.paper,
-        "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.ink, "axes.titlecolor": theme.ink,
-        "xtick.color": theme.ink, "ytick.color": theme.ink, "grid.color": theme.faint, "grid.linewidth": 0.8,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "svg.hashsalt": "vplan",
-    }  # fmt: skip
+    settings: Any = {
+        "font.family": list(_fonts()),
+        "font.size": 12,
+        "axes.titlesize": 13,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 12,
+        "xtick.labelsize": 11,
+        "ytick.labelsize": 11,
+        "figure.facecolor": theme.paper,
+        "axes.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.ink,
+        "axes.edgecolor": theme.ink,
+        "axes.titlecolor": theme.ink,
+        "xtick.color": theme.ink,
+        "ytick.color": theme.ink,
+        "grid.color": theme.faint,
+        "grid.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "svg.hashsalt": "vplan",
+    }
     with mpl.rc_context(settings):
         yield
 
@@ -68,7 +94,7 @@ def styled(theme: Theme) -> Iterator[None]:
 def new_axes(width: float = 9.0, height: float = 5.0) -> Axes:
     """Axes on a figure of their own, in inches, outside pyplot's global state."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return cast(Axes, figure.add_subplot())
+    return figure.add_subplot()
 
 
 def gib_axis(axis: Any, label: str = "GiB on one GPU") -> None:

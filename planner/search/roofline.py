@@ -21,7 +21,7 @@ from planner.model.modules import FusedMoE, Linear, LMHead, Module, QKVLinear
 from planner.model.spec import ModelSpec
 
 EFFICIENCY = 0.6
-"""Share of the roof that an engine is taken to reach: an assumption, one for all cards, so that no rank depends on it."""
+"""Share of the roof that an engine is taken to reach: an assumption, the same for all cards."""
 
 _HALF = ("bfloat16", "float16")
 
@@ -30,8 +30,8 @@ _HALF = ("bfloat16", "float16")
 class EngineLoad:
     """What one engine (all its ranks) does. Bytes are of the busiest rank; operations of all ranks together.
 
-    `dense_bytes` and `expert_bytes`: weights that a decode step reads. `touched`: share of the experts that one sequence
-    meets. `cache_bytes`: of one sequence of average length.
+    `dense_bytes` and `expert_bytes`: weights that a decode step reads. `touched`: share of the experts that one
+    sequence meets. `cache_bytes`: of one sequence of average length.
     """
 
     dense_bytes: int
@@ -52,7 +52,11 @@ def engine_load(deployment: Deployment) -> EngineLoad:
     for share in deployment.shares:
         sizes = [0, 0]
         for tensor in share.loaded:
-            if tensor.role == "parameter" and tensor.component == "language_model" and "embed_tokens" not in tensor.module:
+            if (
+                tensor.role == "parameter"
+                and tensor.component == "language_model"
+                and "embed_tokens" not in tensor.module
+            ):
                 sizes[tensor.module in experts] += tensor.size_bytes
         if sum(sizes) > dense + routed:
             dense, routed = sizes
@@ -115,7 +119,9 @@ def _multiplied(module: Module) -> int:
         return module.input_size * sum(module.output_sizes)
     if isinstance(module, QKVLinear):
         queries = module.num_heads * module.head_size * (2 if module.output_gate else 1)
-        return module.hidden_size * (queries + module.num_kv_heads * (module.head_size + (module.head_size_v or module.head_size)))
+        return module.hidden_size * (
+            queries + module.num_kv_heads * (module.head_size + (module.head_size_v or module.head_size))
+        )
     if isinstance(module, FusedMoE):
         return module.top_k * module.hidden_size * module.intermediate_size * (3 if module.gated else 2)
     return 0

@@ -115,7 +115,9 @@ class _Judge:
         deployment, weights_bytes = found
         if max(weights_bytes) > gpu.total_memory_bytes:
             have = gpu.total_memory_bytes
-            return Rejection(bottleneck="weights", message=_WHY["weights"], need_bytes=max(weights_bytes), have_bytes=have)
+            return Rejection(
+                bottleneck="weights", message=_WHY["weights"], need_bytes=max(weights_bytes), have_bytes=have
+            )
         if shared not in self.costs:
             pair = (config.max_num_seqs, config.max_num_batched_tokens)
             costs = size_costs(deployment, args, [pair], media_of(self.options), weights_bytes=weights_bytes)

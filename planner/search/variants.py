@@ -40,7 +40,14 @@ def _layout(config: EngineConfig) -> EngineConfig:
     """The configuration with what does not touch the split of the weights put to one value."""
     return config.model_copy(
         update={
-            "max_model_len": 1, "gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": None, "num_gpu_blocks_override": None,
-            "mm_limits": (), "mm_limit_options": (), "warnings": (), "block_size": 1, "user_block_size": False,
+            "max_model_len": 1,
+            "gpu_memory_utilization": 0.5,
+            "kv_cache_memory_bytes": None,
+            "num_gpu_blocks_override": None,
+            "mm_limits": (),
+            "mm_limit_options": (),
+            "warnings": (),
+            "block_size": 1,
+            "user_block_size": False,
         }
-    )  # fmt: skip
+    )
