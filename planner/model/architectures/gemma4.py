@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from planner.errors import InputError
 from planner.model.architectures.assemble import SLIDING, Names, alternate, assemble
 from planner.model.architectures.blocks import (
@@ -145,10 +147,7 @@ def _global_heads(config: ConfigView, heads: Heads) -> Heads:
 
 def sharing(module: Module, layer: str) -> Module:
     """An attention layer without a cache of its own; other modules as they are."""
-    if not isinstance(module, Attention):
-        return module
-    values = {name: getattr(module, name) for name in Attention.__dataclass_fields__}
-    return Attention(**(values | {"shares_kv_with": f"{layer}.self_attn.attn"}))
+    return replace(module, shares_kv_with=f"{layer}.self_attn.attn") if isinstance(module, Attention) else module
 
 
 def weightless_norm(name: str, size: int, layer: int) -> Buffer:

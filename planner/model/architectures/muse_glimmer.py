@@ -9,7 +9,8 @@ models/muse_glimmer/modeling_muse_glimmer.py, configuration_muse_glimmer.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from planner.model.architectures.assemble import Names, assemble
 from planner.model.architectures.blocks import Architecture, Heads, gated_mlp, norm, read_heads, text_dims
