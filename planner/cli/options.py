@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
 import typer
+from msgspec import Struct
 
 from planner.api import Request
 from planner.engine.args import EngineArgs
@@ -17,8 +17,7 @@ from planner.memory.intervals import Confidence
 from planner.units import parse_human_int, parse_size
 
 
-@dataclass(frozen=True, slots=True)
-class _Flag:
+class _Flag(Struct, frozen=True):
     """One vLLM flag: the field of EngineArgs, its type on the command line, and its help."""
 
     field: str

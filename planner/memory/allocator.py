@@ -8,8 +8,9 @@ without expandable segments, which is PyTorch's default. A cached block serves o
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.sharding.rank import RankShare, Tensor
 from planner.units import MIB
@@ -39,8 +40,7 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-@dataclass(slots=True, eq=False)
-class Block:
+class Block(Struct, eq=False):
     """A stretch of a segment. `previous` and `next` are its neighbours in the same segment."""
 
     address: int
@@ -172,8 +172,7 @@ class CachingAllocator:
 DeepGemmAt = Literal["", "attention", "linear"]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadTraits:
+class LoadTraits(Struct, frozen=True):
     """What a load allocates beside the rank's tensors.
 
     `scaled_rotary`: cosine and sine are multiplied by a factor (YaRN), each with a copy of its own.

@@ -8,8 +8,9 @@ Plain arithmetic: ints or numpy arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
@@ -25,8 +26,7 @@ Confidence = Literal["safe", "expected"]
 MEASURED_CAPABILITY = (9, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Struct, frozen=True):
     """How far below (`down`) and above (`up`) its expected value a term may lie, in bytes, neither negative."""
 
     down: Any = 0
@@ -40,8 +40,7 @@ class Spread:
         return (max(0, value - int(self.down)), value + int(self.up)) if self.down or self.up else None
 
 
-@dataclass(frozen=True, slots=True)
-class Spreads:
+class Spreads(Struct, frozen=True):
     """Of the terms of one rank."""
 
     weights: Spread

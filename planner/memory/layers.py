@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -25,8 +25,7 @@ FP8_CACHE = ("fp8", "fp8_e4m3")
 """Cache dtypes for which the query is quantized too (vLLM 0.26.0 layers/attention/attention.py:468)."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
+class DecoderLayer(Struct, frozen=True):
     """The modules of one decoder layer, in vLLM's order."""
 
     index: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.program import Program
@@ -34,8 +35,7 @@ CUBLASLT_WORKSPACE_BYTES = MIB
 """Workspace of the first fused matrix product with a bias (cuBLASLt); seen on an H200 with every biased QKV."""
 
 
-@dataclass(frozen=True, slots=True)
-class LinearRun:
+class LinearRun(Struct, frozen=True):
     """How one layer's product runs. `kind`: "dense" through cuBLAS; "fp8" with the input quantized on the fly (one
     scale for each `group` of the input, for the whole row where 0, none where -1); "packed" with 16-bit inputs;
     "grouped" experts through Triton's grouped matrix products."""

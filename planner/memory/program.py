@@ -8,14 +8,14 @@ for every batch size, for whole numbers and numpy arrays alike.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from planner.memory.allocator import Block, CachingAllocator
 
 
-@dataclass(frozen=True, slots=True)
-class LiveTensor:
+class LiveTensor(Struct, frozen=True):
     """A tensor that is alive at some moment: its bytes for each token, for each sampled row, and fixed."""
 
     name: str
@@ -28,8 +28,7 @@ class LiveTensor:
         return self.bytes_per_token * tokens + self.bytes_per_seq * seqs + self.constant_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """A moment of the run at which the memory in use can be highest, with everything that is alive then."""
 
     name: str
@@ -49,8 +48,7 @@ _ASIDE_STREAM = 1
 _DEDICATED_STREAM = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Struct, frozen=True):
     """`keep` allocates a tensor that outlives the program, once, under its name, `keep_here` once for each stream;
     `grow` returns the cache before it makes a larger one; `drop` frees what a name holds. `aside` and `back` lead to a
     stream beside the main one and back; `leave` makes another stream the main one."""
@@ -61,8 +59,7 @@ class Event:
     stage: str
 
 
-@dataclass
-class Program:
+class Program(Struct):
     """Collects events. `alloc` gives a handle to `free` later; `stage` names what follows."""
 
     events: list[Event] = field(default_factory=list)

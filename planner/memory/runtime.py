@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -17,8 +17,7 @@ from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeTerms:
+class RuntimeTerms(Struct, frozen=True, kw_only=True):
     """The terms of both ledgers for one rank, in bytes: expected values, and how far each may be off.
 
     `also_counted_bytes`: what this release's ledger subtracts beside weights, peak, non-torch and graphs.

@@ -6,7 +6,7 @@ v1/worker/gpu/sample/*.py and v1/worker/gpu/warmup.py (V2), v1/sample/ops/topk_t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.linear import LinearRun, linear_runs
@@ -22,8 +22,7 @@ _GUMBEL_BLOCK = 1024
 _PROMPT_CHUNK = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The output head of the rank. `vocab` is what the sampler sees, `padded` the rows that the weight has."""
 
     vocab: int

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
@@ -28,8 +27,7 @@ MANY_BLOCKS = 1 << 20
 """More blocks than any warm-up asks for: the allocator then retains what it would in a pool of any useful size."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageCosts:
+class StageCosts(Struct, frozen=True):
     """One pipeline stage's rank, an entry for each pair of sizes, in bytes."""
 
     weights: Ints
@@ -40,8 +38,7 @@ class StageCosts:
     encoder: Ints
 
 
-@dataclass(frozen=True, slots=True)
-class Costs:
+class Costs(Struct, frozen=True):
     """All stages of a layout. `seqs` and `tokens` are the pairs of sizes, seqs never above tokens."""
 
     seqs: Ints

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.assess import Deployment
@@ -24,8 +23,7 @@ CONCURRENCY_LENGTH = 8192
 """max_model_len of the concurrency objective where the user names none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Struct, frozen=True):
     """One layout's candidates. Axes: 0 sizes (max_num_seqs with max_num_batched_tokens), 1 utilization, 2 length.
 
     `longest`: [sizes, utilization], the longest max_model_len that holds the requests asked for, 0 where none does;

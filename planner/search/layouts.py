@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
@@ -13,8 +13,7 @@ from planner.search.space import SearchOptions
 from planner.values import Rejected, Rejection
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A layout that vLLM accepts (deployment) or refuses (rejection). `args` has the sizes at vLLM's defaults."""
 
     args: EngineArgs

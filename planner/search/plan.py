@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.args import EngineArgs
 from planner.memory.assess import Assessment
@@ -10,8 +10,7 @@ from planner.memory.result import Estimate
 from planner.values import Bottleneck, Rejection, Value
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One way to serve. `args` are the flags that make it; `concurrency` the requests of max_model_len tokens that the
     cache holds at once; `headroom_bytes` what the device keeps free, the encoder's run-time peak set aside."""
 
@@ -34,8 +33,7 @@ class RejectedCount(Value):
     flags: tuple[tuple[str, str | int | float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(Struct, frozen=True):
     """Plans, best first; every other of the `evaluated` candidates is counted in `rejected`."""
 
     plans: tuple[Plan, ...]

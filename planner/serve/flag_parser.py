@@ -6,8 +6,9 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.releases.flags import Flag, flags_for, removed_flag
@@ -17,8 +18,7 @@ from planner.values import Rejection, reject
 MODEL_TAG = "model_tag"
 
 
-@dataclass(frozen=True, slots=True)
-class GivenFlag:
+class GivenFlag(Struct, frozen=True):
     """One option of a command line: its texts as written and its value as vLLM reads it. A switch has no texts."""
 
     flag: Flag
@@ -36,8 +36,7 @@ class GivenFlag:
         return [self.flag.name, *self.texts]
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedFlags:
+class ParsedFlags(Struct, frozen=True):
     """`problems`: what vLLM's parser would refuse, the first being the one it would print."""
 
     model: str | None

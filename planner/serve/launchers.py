@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import InputError, UnsupportedError
 from planner.serve.shell import Script, split_script
@@ -23,8 +25,7 @@ _SWITCH_NAMES = """
 _DOCKER_SWITCHES = frozenset(_SWITCH_NAMES.split())
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """`argv`: what comes after `vllm serve` (or after the module, or the image). `image`: of a container."""
 
     launcher: Launcher

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from planner.errors import InputError
 
@@ -14,16 +15,14 @@ _OPERATORS = ("&&", "||", ";;", ";", "|&", "|", "&", "\n", "(", ")")
 _REDIRECTION = re.compile(r"[0-9]?(?:&>>|&>|>>|>&|<<<|<<|<>|>|<)")
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(Struct, frozen=True):
     """`commands`: words of each simple command. `unresolved`: texts such as `$HF_TOKEN` or `$(pwd)` left as written."""
 
     commands: tuple[tuple[str, ...], ...]
     unresolved: frozenset[str]
 
 
-@dataclass(slots=True)
-class _Reader:
+class _Reader(Struct):
     text: str
     at: int = 0
     variables: dict[str, str] = field(default_factory=dict)

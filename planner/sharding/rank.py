@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from msgspec import Struct
@@ -63,8 +62,7 @@ class LayerKVSpec(Struct, frozen=True, kw_only=True):
     chunk_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RankShare:
+class RankShare(Struct, frozen=True):
     """One rank. `created` is what model construction allocates; `loaded` what is there after weight
     post-processing (repacking, absorbed copies, workspaces)."""
 

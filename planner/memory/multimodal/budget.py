@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.multimodal.item import LargestItem
@@ -11,8 +11,7 @@ from planner.model.spec import ModelSpec
 from planner.values import DTYPE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class EncoderBudget:
+class EncoderBudget(Struct, frozen=True):
     """`tokens`: embeddings that the encoder may make in one step, and that its cache may hold. `largest`: each
     modality's largest item. `items`: how many of them one profiled batch has, by modality."""
 

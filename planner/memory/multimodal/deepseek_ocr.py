@@ -8,7 +8,6 @@ deepseek_ocr.py, deepseek_ocr2.py, deepencoder.py; transformers_utils/processors
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS
@@ -21,8 +20,7 @@ _VIEW = 1024
 _SAM_WIDTH, _SAM_HEADS, _SAM_PATCH, _DOWNSAMPLE = 768, 12, 16, 4
 
 
-@dataclass(frozen=True)
-class OcrRule(MediaRule):
+class OcrRule(MediaRule, frozen=True):
     """Tiles only where a side exceeds a tile. DeepSeek-OCR ends each row of features with a newline embedding."""
 
     family: str

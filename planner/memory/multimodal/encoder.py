@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -19,8 +20,7 @@ from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedBatch:
+class EncodedBatch(Struct, frozen=True):
     """What a profiled batch leaves alive: handles of its input and its embeddings, to free after the language model."""
 
     handles: tuple[int, ...]

@@ -7,7 +7,8 @@ Derived from the code, not measured. Source: vLLM 0.26.0 model_executor/models/g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.program import Program
@@ -27,8 +28,7 @@ def encoder_chunk(patches: int, positions: int, free_bytes: int, total_bytes: in
     return max(1, budget // (patches * 4 * positions * _INDEX_BYTES))
 
 
-@dataclass(frozen=True, slots=True)
-class Gemma4Vision:
+class Gemma4Vision(Struct, frozen=True):
     """The tower's run. `chunk`: images or frames encoded at once. `item`: bytes of an element of the model's dtype."""
 
     p: Program

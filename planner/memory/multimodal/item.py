@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from planner.model.vision_spec import Modality
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaItem:
+class MediaItem(Struct, frozen=True, kw_only=True):
     """`tokens`: embeddings that the encoder makes of it, which its budget and cache count. `prompt_tokens`: what it
     adds to a prompt, markers and timestamps included. `patches`: rows that enter the encoder. `sequences`: attention
     sequences among them (frames, tiles). `input_values`: numbers in the processed tensor. `width`, `height`: pixels
@@ -26,8 +25,7 @@ class MediaItem:
     frames: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LargestItem:
+class LargestItem(Struct, frozen=True, kw_only=True):
     """The largest item of a modality. `max_tokens` is what vLLM's budget counts; `item` is the dummy that a profile
     run feeds to the encoder, which sizes given with --limit-mm-per-prompt can make smaller."""
 

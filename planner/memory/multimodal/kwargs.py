@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from planner.errors import InputError, UnsupportedError
 
@@ -20,8 +21,7 @@ _COUNTS = (
 _FLAGS = ("dynamic_image_size", "do_pan_and_scan", "do_image_splitting", "use_thumbnail")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessorKwargs:
+class ProcessorKwargs(Struct, frozen=True):
     """The keys that were given, checked. `size` is the processor's size dict, other keys keep their own names."""
 
     size: tuple[tuple[str, int], ...] = ()

@@ -6,8 +6,10 @@ vLLM 0.26.0 model_executor/models/qwen2_vl.py:840-1070, qwen3_vl.py:867-960, mul
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import ceil, floor, isqrt, sqrt
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem, MediaItem
@@ -21,8 +23,7 @@ _LOADER_FRAMES = (4, 768)
 _MARKERS = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(Struct, frozen=True):
     """Least and most pixels of an image or a frame, or of all frames together."""
 
     low: int
@@ -62,8 +63,7 @@ def most_features(factor: int, max_pixels: int) -> tuple[int, int]:
     return factor * short, factor * long
 
 
-@dataclass(frozen=True)
-class PatchRule(MediaRule):
+class PatchRule(MediaRule, frozen=True):
     """Qwen2-VL, Qwen2.5-VL, Qwen3-VL and models with their processors."""
 
     family: str

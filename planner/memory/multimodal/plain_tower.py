@@ -9,8 +9,9 @@ the classes that call them; transformers 5.14.1 models/qwen2_audio/modeling_qwen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.tower import TowerRun
@@ -19,8 +20,7 @@ _BLOCKS = 2
 _MASK_UNIT = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projector:
+class Projector(Struct, frozen=True, kw_only=True):
     """What turns features into embeddings. `features`: width of what it reads for each token; `inner`: its hidden
     layer, 0 for a single linear; `tp`: ranks that divide the hidden layer. `shuffles`: features are first copied into
     another order. `resamples`: MiniCPM-V's, whose keys and values for each patch are as wide as its output."""
@@ -33,8 +33,7 @@ class Projector:
     resamples: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainRun:
+class PlainRun(Struct, frozen=True, kw_only=True):
     """`all_states`: every layer's hidden states are kept for several feature layers. `mask`: none; one over all
     patches of the batch ("batch", Pixtral); or one for each sequence ("sequence", Whisper in transformers).
     `rotary_bytes`: the rotary table of one row."""

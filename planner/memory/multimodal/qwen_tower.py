@@ -6,7 +6,8 @@ Source: vLLM 0.26.0 model_executor/models/qwen2_vl.py:480-720, qwen2_5_vl.py:756
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.tower import TowerRun
@@ -18,8 +19,7 @@ _BLOCKS = 2
 the last of them is the highest moment: here they follow the first blocks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QwenMerger:
+class QwenMerger(Struct, frozen=True, kw_only=True):
     """`merge`: patches of one token. `output`: one embedding without deepstack levels. `deepstack`: the levels;
     `merges_last`: their hidden states are kept until the last block and merged then (Qwen3-Omni). `windowed`: patches
     are reordered by window and back (Qwen2.5-VL). `position_table`: interpolated positions live through the run

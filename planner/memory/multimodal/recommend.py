@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.multimodal.encoder import profiled_encoder
@@ -16,8 +17,7 @@ from planner.model.vision_spec import DynamicPatches, Modality, VisionSpec
 from planner.sharding.rank import RankShare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaLimitsAdvice:
+class MediaLimitsAdvice(Struct, frozen=True, kw_only=True):
     """Values for --limit-mm-per-prompt and --mm-processor-kwargs (None: leave as it is), and the bytes of one GPU that
     the worst batch and the profile run need before and after."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from planner.errors import UnsupportedError
 from planner.memory.multimodal.item import LargestItem, MediaItem
 
@@ -9,7 +11,7 @@ CHANNELS = 3
 LOADER_FRAMES = 32
 
 
-class MediaRule:
+class MediaRule(Struct, frozen=True):
     """One family's arithmetic under one set of processor kwargs. Families override what they do otherwise.
 
     A family without a rule of its own for the most tokens is budgeted by its dummy item, as vLLM does

@@ -6,8 +6,9 @@ transformers 5.14.1 models/{glm4v,pixtral}/image_processing_*.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import floor, sqrt
+
+from msgspec.structs import replace
 
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
@@ -21,8 +22,7 @@ _CHUNK_DUMMY = 3000
 _GEMMA4_FRAME_MARKERS = 8
 
 
-@dataclass(frozen=True)
-class GlmRule(PatchRule):
+class GlmRule(PatchRule, frozen=True):
     """GLM-4V bounds an image as a video of one temporal patch; its dummy is whatever a huge square becomes."""
 
     def image(self, width: int, height: int) -> MediaItem:
@@ -67,8 +67,7 @@ class GlmRule(PatchRule):
         return int(height * scale), int(width * scale)
 
 
-@dataclass(frozen=True)
-class KimiRule(PatchRule):
+class KimiRule(PatchRule, frozen=True):
     """Kimi-VL shrinks to a number of patches and pads to whole cells; its dummy is 1024 x 1024."""
 
     def image(self, width: int, height: int) -> MediaItem:
@@ -87,8 +86,7 @@ class KimiRule(PatchRule):
         return MediaRule.largest_image(self, width, height)
 
 
-@dataclass(frozen=True)
-class ChunkRule(KimiRule):
+class ChunkRule(KimiRule, frozen=True):
     """Kimi-K2.5: an image, or a chunk of frames whose features are averaged over time; the dummy is whichever of
     3000 x 3000 pixels has more tokens (vLLM kimi_k25.py:140, kimi_k25_vision_fused.py:60)."""
 
@@ -132,8 +130,7 @@ class ChunkRule(KimiRule):
         )
 
 
-@dataclass(frozen=True)
-class PaddleRule(PatchRule):
+class PaddleRule(PatchRule, frozen=True):
     """PaddleOCR-VL's dummy is the squarest image of the most whole cells."""
 
     def largest_size(self) -> tuple[int, int]:
@@ -145,8 +142,7 @@ class PaddleRule(PatchRule):
         return MediaRule.largest_image(self, width, height)
 
 
-@dataclass(frozen=True)
-class Gemma4Rule(PatchRule):
+class Gemma4Rule(PatchRule, frozen=True):
     """Gemma 4 enlarges or shrinks each image to its number of tokens, and pads its patches to the most there can be."""
 
     @property
@@ -202,8 +198,7 @@ class Gemma4Rule(PatchRule):
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class EdgeRule(MediaRule):
+class EdgeRule(MediaRule, frozen=True):
     """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more."""
 
     family: str

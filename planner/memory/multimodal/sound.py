@@ -6,8 +6,9 @@ gemma4_mm.py:330; Whisper's feature extractor makes 100 frames a second and pads
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
+
+from msgspec import Struct
 
 from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem, MediaItem
@@ -20,8 +21,7 @@ _WINDOWED = ("Qwen3ASR", "Qwen3OmniMoe")
 _DUMMY_FRAMES = 3
 
 
-@dataclass(frozen=True)
-class SoundRule:
+class SoundRule(Struct, frozen=True):
     """Qwen3-ASR and Qwen3-Omni have 13 tokens for each 100 frames and encode what is there; Gemma 4 encodes what is
     there too and halves the frames twice; the others halve them twice and pad."""
 

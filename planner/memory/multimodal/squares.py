@@ -7,7 +7,6 @@ models/{got_ocr2,idefics3,llama4}/image_processing_*.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, floor, isqrt, log, sqrt
 
 from planner.memory.multimodal.item import LargestItem, MediaItem
@@ -39,8 +38,7 @@ def squares_item(
     )
 
 
-@dataclass(frozen=True)
-class FixedRule(MediaRule):
+class FixedRule(MediaRule, frozen=True):
     """One square an image; Gemma 3's pan and scan adds crops of long images."""
 
     family: str
@@ -70,8 +68,7 @@ class FixedRule(MediaRule):
         return 0 if min(ceil(long / crops), short) < _PAN_MIN_CROP else crops
 
 
-@dataclass(frozen=True)
-class PinpointRule(MediaRule):
+class PinpointRule(MediaRule, frozen=True):
     """LLaVA-NeXT and LLaVA-OneVision: a whole-image square and a grid of squares whose padding is cut off."""
 
     family: str
@@ -125,8 +122,7 @@ class PinpointRule(MediaRule):
         return high // self.rule.image_size, wide // self.rule.image_size
 
 
-@dataclass(frozen=True)
-class TileRule(MediaRule):
+class TileRule(MediaRule, frozen=True):
     """InternVL, Intern-S1, Idefics 3 and Llama 4: the grid of tiles closest to the image's shape, and a thumbnail."""
 
     family: str
@@ -226,8 +222,7 @@ class TileRule(MediaRule):
         return min((grid for grid in canvases if scales[grid] == chosen), key=lambda grid: grid[0] * grid[1])
 
 
-@dataclass(frozen=True)
-class SliceRule(MediaRule):
+class SliceRule(MediaRule, frozen=True):
     """MiniCPM-V: the whole image and slices of it. Every slice counts with the most patches that one can have."""
 
     family: str

@@ -7,14 +7,14 @@ towers are checked to the byte against runs on an H200.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from planner.memory.program import Program
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tower:
+class Tower(Struct, frozen=True, kw_only=True):
     """Sizes of one tower on one rank, in elements; `tp` divides the widths of heads and MLPs.
 
     `fused_residual`: the second norm adds the residual in place (Qwen2.5-VL). `gated`: gate and up are one projection.

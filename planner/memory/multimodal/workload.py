@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import ceil
+
+from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.multimodal.budget import EncoderBudget, encoder_budget
@@ -17,8 +18,7 @@ from planner.model.vision_spec import DynamicPatches, Modality, VisionSpec
 from planner.sharding.rank import RankShare
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaWorkload:
+class MediaWorkload(Struct, frozen=True, kw_only=True):
     """What each of `requests` concurrent requests brings. Sizes are (width, height) in pixels before resizing."""
 
     requests: int = 1
