@@ -7,10 +7,11 @@ from typing import Any
 
 from planner.engine.config import EngineConfig
 from planner.memory.compiled import CompiledForward
-from planner.memory.forward import Forward, Step
+from planner.memory.forward import Forward
 from planner.memory.multimodal.encoder import profiled_encoder
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
+from planner.memory.step import Step
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare

@@ -10,9 +10,11 @@ checked to the byte against boots and allocator records on an H200.
 
 from __future__ import annotations
 
-from planner.memory.forward import Forward, Step
+from planner.memory.forward import Forward
+from planner.memory.indexer import write_indexer
 from planner.memory.layers import DecoderLayer
 from planner.memory.program import Program
+from planner.memory.step import Step
 from planner.model.modules import VocabEmbedding
 from planner.units import MIB
 
@@ -134,6 +136,7 @@ class CompiledForward(Forward):
             p.alloc("rotated key", token=rope * self.item),
         ]
         p.free(*held)
+        write_indexer(p, layer, self.config, self._linear, self.item)
         output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
         self._latent_context(p, mla, rope)
         return inputs, output

@@ -15,11 +15,11 @@ from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of, profile_program
 from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
 from planner.memory.constants import Measured
-from planner.memory.forward import Step
 from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
+from planner.memory.step import Step
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare

@@ -9,10 +9,11 @@ byte against boots on an H200.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from planner.engine.config import EngineConfig
 from planner.memory.allocator import ROTARY_TABLE
+from planner.memory.hyper import residual_streams, write_compressed_attention
+from planner.memory.indexer import write_indexer
 from planner.memory.layers import (
     FP8_CACHE,
     DecoderLayer,
@@ -25,8 +26,10 @@ from planner.memory.layers import (
     uses_mrope,
 )
 from planner.memory.linear import LinearRun, linear_runs
+from planner.memory.per_layer import write_per_layer_inputs
 from planner.memory.program import Program
 from planner.memory.recurrent import write_recurrent
+from planner.memory.step import Step
 from planner.memory.styles import Style, style_of
 from planner.model.modules import Attention, FusedMoE, Linear, MLAProjection, StateSpace
 from planner.model.spec import ModelSpec
@@ -34,19 +37,6 @@ from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
 PARTIAL_OUTPUTS = "partial outputs of attention"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """How a batch runs. `attends`: attention has metadata and computes, which it does not in a profile run. `decodes`:
-    latent attention takes all its requests for decodes. `splits`: FlashAttention writes partial outputs. `overlaps`:
-    shared experts run on a stream of their own; `leaves`: the first to do so makes vLLM leave the default stream."""
-
-    attends: bool = False
-    decodes: bool = False
-    splits: bool = False
-    overlaps: bool = False
-    leaves: bool = False
 
 
 class Forward:
@@ -78,6 +68,7 @@ class Forward:
         p, self.step = program, step
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)
+        each_layer = write_per_layer_inputs(p, self.model, self.item) if self.share.pp_rank == 0 else None
         loop: int | None = None
         for index, layer in enumerate(self.layers):
             loop, residual = self._layer(p, layer, loop, residual, first=index == 0)
@@ -85,7 +76,7 @@ class Forward:
                 joined = p.alloc("hidden states joined by a deepstack level", token=self.hidden)
                 p.free(loop)
                 loop = joined
-        p.free(residual)
+        p.free(residual, each_layer)
         return loop
 
     def _embed(self, p: Program) -> int:
@@ -105,6 +96,9 @@ class Forward:
     ) -> tuple[int | None, int | None]:
         """One decoder layer. `loop` is the hidden state that the model's loop still holds while the layer runs."""
         p.stage(f"layer {layer.index}: attention")
+        streams = residual_streams(layer, self.hidden // self.item)
+        if streams:
+            return self._hyper_layer(p, layer, loop, residual, streams * self.hidden)
         if self.style.native_norm:
             return self._native_norm_layer(p, layer, loop, residual, first=first)
         normed = p.alloc("normalized input", token=self.hidden) if first else None
@@ -127,6 +121,22 @@ class Forward:
             out = after
         p.free(mixed, loop, held)
         return out, residual
+
+    def _hyper_layer(
+        self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, wide: int
+    ) -> tuple[int, int]:
+        """A layer between hyper-connections: the residual of all streams is a new tensor before each block."""
+        streams = p.alloc("residual streams", token=wide)
+        mixed_in = p.alloc("normalized input", token=self.hidden)
+        out = write_compressed_attention(p, layer, self.config, self._linear, item=self.item, hidden=self.hidden)
+        p.free(mixed_in)
+        p.stage(f"layer {layer.index}: {layer.feed_forward_name}")
+        new = p.alloc("residual streams after attention", token=wide)
+        normed = p.alloc("normalized MLP input", token=self.hidden)
+        p.free(out)
+        result = self._feed_forward(p, layer)
+        p.free(normed, loop, streams, residual)
+        return result, new
 
     def _native_norm_layer(
         self, p: Program, layer: DecoderLayer, loop: int | None, residual: int | None, *, first: bool
@@ -198,6 +208,8 @@ class Forward:
             return mixed
         if layer.attention is not None and layer.attention.kind == "mla_attention":
             return self._mla(p, layer, layer.attention)
+        if layer.qkv is None:
+            return self._separate_attention(p, layer)
         return self._attention(p, layer)
 
     def _attention(self, p: Program, layer: DecoderLayer) -> int:
@@ -229,6 +241,23 @@ class Forward:
             output = product
         result = self._linear(p, out_layer.name, "attention block output", self.hidden, reduced=True)
         p.free(output, q, gate, *held)
+        return result
+
+    def _separate_attention(self, p: Program, layer: DecoderLayer) -> int:
+        """Attention whose query, key and value have layers of their own (cross attention). All outputs and copies of
+        them in the heads' order are counted to the end, which no backend exceeds."""
+        parts = [(name, layer.linear(f".{name}_proj")) for name in ("q", "k", "v")]
+        out = layer.linear(".o_proj")
+        if out is None or any(part is None for _, part in parts):
+            raise layer.unsupported("attention")
+        held = []
+        for name, part in parts:
+            if part is not None:
+                width = sum(part.output_sizes) // self._tp(part) * self.item
+                held += [self._linear(p, part.name, f"{name} projection", width), p.alloc(f"{name} copy", token=width)]
+        output = p.alloc("attention output", token=out.input_size // self._tp(out) * self.item)
+        result = self._linear(p, out.name, "attention block output", self.hidden, reduced=True)
+        p.free(output, *held)
         return result
 
     def _normed_query(
@@ -290,6 +319,7 @@ class Forward:
         rope = attention.head_size - mla.kv_lora_rank
         held, query = self._latent_projections(p, layer, mla, rope)
         held.append(query)
+        write_indexer(p, layer, self.config, self._linear, self.item)
         held.append(p.alloc("normalized latent", token=mla.kv_lora_rank * self.item))
         output = p.alloc("attention output", token=heads * mla.v_head_dim * self.item)
         self._latent_context(p, mla, rope)

@@ -7,10 +7,10 @@ from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of
 from planner.memory.allocator import Block, CachingAllocator
 from planner.memory.constants import Measured
-from planner.memory.forward import Step
 from planner.memory.layers import decoder_layers, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
 from planner.memory.program import Program
+from planner.memory.step import Step
 from planner.model.modules import FusedMoE
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
