@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from msgspec.structs import replace
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
@@ -16,7 +17,7 @@ from planner.model.spec import ModelSpec
 from planner.search.costs import Costs, size_costs
 from planner.search.grid import VERDICTS, Grid, evaluate, size_pairs
 from planner.search.layouts import Layout, cache_dtypes, layout, pipeline_parallel_sizes, tensor_parallel_sizes
-from planner.search.media import media_of, with_media_limits
+from planner.search.media import media_of, refused_media, served_pairs, too_long, with_media_limits, with_media_room
 from planner.search.plan import Plan, RejectedCount, SearchResult
 from planner.search.space import SEQUENCES, SearchOptions
 from planner.values import Bottleneck, Rejection
@@ -52,7 +53,10 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     """
     tally = _Tally()
     args, notes = with_media_limits(model, options)
-    options = options.model_copy(update={"args": args})
+    options = with_media_room(model, options.model_copy(update={"args": args}))
+    refused = too_long(options)
+    if refused is not None:
+        return refused_search(refused, notes)
     explorer = _Explorer(model, gpus, options, vllm_version, tally)
     plans: list[tuple[tuple[float, ...], Plan]] = []
     for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
@@ -80,10 +84,10 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     )
 
 
-def refused_search(rejection: Rejection) -> SearchResult:
-    """The answer for a model that this vLLM release refuses whatever the flags."""
+def refused_search(rejection: Rejection, notes: tuple[str, ...] = ()) -> SearchResult:
+    """The answer where vLLM refuses whatever the flags that are left."""
     count = RejectedCount(reason=rejection.bottleneck, count=1, example=rejection)
-    return SearchResult(plans=(), feasible=0, rejected=(count,), evaluated=1)
+    return SearchResult(plans=(), feasible=0, rejected=(count,), evaluated=1, notes=notes)
 
 
 @dataclass(slots=True)
@@ -118,6 +122,12 @@ class _Explorer:
         costs = self.costs.get((tp, stages))
         if costs is None:
             pairs = size_pairs(found.deployment.config, options)
+            tried = len(pairs)
+            pairs, refusal = served_pairs(found.deployment, options, pairs)
+            if refusal is not None:
+                self.tally.refuse(refusal.bottleneck, max(1, tried - len(pairs)), refusal, flags)
+            if not pairs:
+                return
             costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence)
             self.costs[tp, stages] = costs
         grid = evaluate(found.deployment, costs, options, _concurrency(options))
@@ -194,6 +204,8 @@ def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, col
     chosen = args.model_copy(update=update)
     found = layout(explorer.model, explorer.gpus, chosen, explorer.vllm_version, grid.deployment)
     if found.deployment is None:
+        return None
+    if refused_media(found.deployment, options) is not None:
         return None
     assessment = assess_deployment(found.deployment, media_of(options), options.confidence)
     per_gpu = assessment.estimate.per_gpu

@@ -49,7 +49,9 @@ def recommend_limits(
     given = dict(config.mm_limits)
     limits = tuple((modality, counts.get(modality, 0)) for modality in given)
     items = () if vision is None else workload_items(vision, config, workload)
-    kwargs = None if vision is None else _kwargs(vision, config, tuple(item for item, _ in items))
+    kwargs = (
+        None if vision is None else tight_kwargs(vision, config.mm_processor_kwargs, tuple(item for item, _ in items))
+    )
     after = config.model_copy(update={"mm_limits": limits, "mm_processor_kwargs": kwargs or config.mm_processor_kwargs})
     return MediaLimitsAdvice(
         limit_mm_per_prompt=json.dumps(dict(limits)),
@@ -61,9 +63,9 @@ def recommend_limits(
     )
 
 
-def _kwargs(vision: VisionSpec, config: EngineConfig, items: tuple[MediaItem, ...]) -> str | None:
+def tight_kwargs(vision: VisionSpec, mm_processor_kwargs: str | None, items: tuple[MediaItem, ...]) -> str | None:
     """max_pixels for processors that bound pixels, where it lowers the bound; what was given stays beside it."""
-    given = json.loads(config.mm_processor_kwargs or "{}")
+    given = json.loads(mm_processor_kwargs or "{}")
     rule = vision.image
     pixels = max((_pixels(rule, item.modality, item) for item in items if item.modality != "audio"), default=0)
     if not isinstance(rule, DynamicPatches) or not pixels or not processed_within(vision, "max_pixels"):

@@ -35,7 +35,14 @@ def workload_items(
     vision: VisionSpec, config: EngineConfig, workload: MediaWorkload
 ) -> tuple[tuple[MediaItem, int], ...]:
     """The kinds of items of one request with their counts. Raises InputError for what the model does not take."""
-    kwargs = processor_kwargs(config.mm_processor_kwargs)
+    return items_under(vision, config.mm_processor_kwargs, workload)
+
+
+def items_under(
+    vision: VisionSpec, mm_processor_kwargs: str | None, workload: MediaWorkload
+) -> tuple[tuple[MediaItem, int], ...]:
+    """The same, for processor settings of their own."""
+    kwargs = processor_kwargs(mm_processor_kwargs)
     found: list[tuple[MediaItem, int]] = []
     chunked = "vision_chunk" in vision.modalities
     if workload.images:
