@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from msgspec.structs import replace
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
