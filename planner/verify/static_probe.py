@@ -49,7 +49,10 @@ def judge(words: list[str]) -> dict[str, str | None]:
             validate_parsed_serve_args(parser.parse_args(words))
         except SystemExit:
             lines = errors.getvalue().strip().splitlines()
-            return {"vllm": vllm.__version__, "refused": lines[-1].removeprefix("vllm serve: error: ") if lines else "refused"}
+            return {
+                "vllm": vllm.__version__,
+                "refused": lines[-1].removeprefix("vllm serve: error: ") if lines else "refused",
+            }
         except Exception as error:
             return {"vllm": vllm.__version__, "refused": str(error)}
     return {"vllm": vllm.__version__, "refused": None}
