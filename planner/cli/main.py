@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import Exit, TyperException
 
-from planner.cli import catalog, estimate, explain, fit, verify
+from planner.cli import calibrate, catalog, estimate, explain, fit, verify
 from planner.errors import PlannerError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("fit")(fit.fit)
 app.command("estimate")(estimate.estimate)
 app.command("explain")(explain.explain)
 app.command("verify")(verify.verify)
+app.command("calibrate")(calibrate.calibrate)
 app.add_typer(catalog.app, name="catalog")
 
 
