@@ -37,7 +37,10 @@ class Spread(Struct, frozen=True):
 
     def around(self, value: int) -> tuple[int, int] | None:
         """(low, high) about `value`, None where the term is exact."""
-        return (max(0, value - int(self.down)), value + int(self.up)) if self.down or self.up else None
+        if not (self.down or self.up):
+            return None
+        low = value - int(self.down)
+        return (max(0, low) if value >= 0 else low, value + int(self.up))
 
 
 class Spreads(Struct, frozen=True):

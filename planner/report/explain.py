@@ -11,6 +11,7 @@ from planner.memory.activation import activation_stages
 from planner.memory.assess import Assessment, Deployment
 from planner.memory.kv_pool import KVGroup
 from planner.memory.program import LiveTensor, Stage
+from planner.memory.relief import part_peaks, reliefs
 from planner.memory.result import Estimate, PerGpu
 from planner.memory.runner_state import runner_buffers, sampler_buffers
 from planner.sharding.rank import Tensor
@@ -52,6 +53,7 @@ def explain(assessment: Assessment) -> tuple[Figure, ...]:
         *_budget(deployment, estimate.per_gpu),
         *_weights(deployment, stage, estimate.per_gpu),
         _peak(deployment, stage, estimate.per_gpu),
+        *_profile_parts(deployment, stage),
         *_constants(estimate.per_gpu),
         _available(estimate.per_gpu),
         *_cache(deployment, stage, estimate),
@@ -166,6 +168,32 @@ def _peak(deployment: Deployment, stage: int, per_gpu: PerGpu) -> Figure:
     )
 
 
+def _profile_parts(deployment: Deployment, stage: int) -> list[Figure]:
+    """What each part of the profile run would need by itself, and what flags take off the highest."""
+    model, share, config = deployment.model, deployment.shares[stage], deployment.config
+    peaks = part_peaks(model, share, config)
+    freed = reliefs(model, share, config)
+    tokens, seqs = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
+    highest = max(peaks, key=lambda name: peaks[name])
+    source = "the tensors alive in each part of the profile run"
+    figures = [
+        Figure(
+            "profile_run_parts", peaks[highest], "bytes", f"the highest part is the {highest}; the lower ones cost nothing more",
+            f"T = {tokens:,}, S = {seqs:,} (max_num_seqs, at most T)", source,
+            tuple(Part(name, "", size) for name, size in peaks.items()),
+        )
+    ]  # fmt: skip
+    if freed:
+        figures.append(
+            Figure(
+                "profile_run_relief", max(item.freed_bytes for item in freed), "bytes", "what a flag takes off the highest part",
+                "peak with the flags as they are - peak with the flag", source,
+                tuple(Part(item.flags, "frees", item.freed_bytes) for item in freed),
+            )
+        )  # fmt: skip
+    return figures
+
+
 def _merged(stage: Stage) -> list[LiveTensor]:
     counted: dict[LiveTensor, int] = {}
     for tensor in stage.tensors:
@@ -195,7 +223,7 @@ def _live_part(tensor: LiveTensor, tokens: int, seqs: int) -> Part:
 
 
 def _constants(per_gpu: PerGpu) -> list[Figure]:
-    measured = "measured, planner/memory/measured.json"
+    measured = "planner/memory/measured_constants.py"
     return [
         Figure(
             "non_torch_bytes",
@@ -217,13 +245,15 @@ def _constants(per_gpu: PerGpu) -> list[Figure]:
 
 
 def _available(per_gpu: PerGpu) -> Figure:
+    more = " - also_counted (the runner's state; before 0.9.2 the CUDA context)" if per_gpu.also_counted_bytes else ""
+    counted = f" - {per_gpu.also_counted_bytes:,}" if per_gpu.also_counted_bytes else ""
     return Figure(
         "available_kv_cache_bytes",
         per_gpu.available_kv_cache_bytes,
         "bytes",
-        "requested_memory - weights - peak_activation - non_torch - cuda_graph_estimate",
+        "requested_memory - weights - peak_activation - non_torch - cuda_graph_estimate" + more,
         f"{per_gpu.requested_memory_bytes:,} - {per_gpu.weights_memory_bytes:,} - {per_gpu.peak_activation_bytes:,} - "
-        f"{per_gpu.non_torch_bytes:,} - {per_gpu.cuda_graph_estimate_bytes:,}",
+        f"{per_gpu.non_torch_bytes:,} - {per_gpu.cuda_graph_estimate_bytes:,}" + counted,
         "vLLM 0.26.0 v1/worker/gpu_worker.py:541",
     )
 
