@@ -38,8 +38,11 @@ def catalog() -> ModelCatalog:
 
 @cache
 def small_configs() -> dict[str, ModelFiles]:
-    configs = json.loads((DATA / "small_configs.json").read_text())
-    return {name: ModelFiles(name=name, config=config) for name, config in configs.items()}
+    found = {}
+    for file in ("small_configs.json", "hybrid_configs.json"):
+        configs = json.loads((DATA / file).read_text())
+        found |= {f"{file} {name}": ModelFiles(name=name, config=config) for name, config in configs.items()}
+    return found
 
 
 def carried() -> tuple[str, ...]:

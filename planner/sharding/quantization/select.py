@@ -14,7 +14,7 @@ from planner.sharding.quantization.base import Scheme, Storage
 from planner.sharding.quantization.context import BaseSelector, Context, QuantizableModule, context_of
 
 _HOME = "planner.sharding.quantization"
-_ONLINE = (
+ONLINE_METHODS = (
     "fp8_per_tensor",
     "fp8_per_block",
     "fp8_per_channel",
@@ -23,7 +23,7 @@ _ONLINE = (
     "nvfp4_per_token",
 )
 _KERNEL_SWITCHES = ("VLLM_MARLIN_INPUT_DTYPE", "VLLM_DISABLED_KERNELS", "VLLM_BATCH_INVARIANT")
-_CHECKPOINT_METHODS = {
+CHECKPOINT_METHODS = {
     "auto_awq": "awq", "awq": "awq", "awq_marlin": "awq",
     "auto_gptq": "gptq", "gptq": "gptq", "gptq_marlin": "gptq",
     "fp8": "fp8",
@@ -56,11 +56,11 @@ def selector_for(model: ModelSpec, config: EngineConfig) -> Selector:
     for switch in _KERNEL_SWITCHES:
         if context.env.get(switch, "0") not in ("0", ""):
             raise UnsupportedError("quantization", f"{switch} changes quantized layers in ways not known here")
-    if method in _ONLINE or (method == "mxfp8" and model.quantization is None):
+    if method in ONLINE_METHODS or (method == "mxfp8" and model.quantization is None):
         from planner.sharding.quantization.online import select as select_online
 
         return select_online(model, method, context)
-    file = _CHECKPOINT_METHODS.get(method)
+    file = CHECKPOINT_METHODS.get(method)
     if file is None:
         raise UnsupportedError("quantization", f"quantization method {method} is not supported by this planner")
     select: Callable[[ModelSpec, QuantizationSpec | None, Context], Selector]
