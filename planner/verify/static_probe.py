@@ -22,7 +22,7 @@ def pretend_device() -> None:
 
     if not vllm.platforms.current_platform.device_type:
 
-        class Pretended(UnspecifiedPlatform):
+        class Pretended(UnspecifiedPlatform):  # type: ignore[misc]
             device_name = "cuda"
             device_type = "cuda"
 
