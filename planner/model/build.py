@@ -12,8 +12,11 @@ from planner.model.max_len import derive_max_model_len
 from planner.model.quantization import read_quantization
 from planner.model.registry import describe
 from planner.model.spec import ModelFiles, ModelSpec
+from planner.model.vision_spec import VisionSpec
 from planner.values import DTYPE_BYTES, DType
 
+_OWN_PROCESSORS = ("InternVL", "DeepseekOCR", "DeepseekOCR2")
+"""Families whose processor vLLM builds from config.json alone."""
 _TEXT_SECTIONS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 
 
@@ -54,11 +57,21 @@ def build_model(
         max_model_len_source=source,
         vision=architecture.vision,
         trust_remote_code=trust_remote_code,
-        notes=architecture.notes,
+        notes=(*architecture.notes, *_processor_note(files, architecture.vision)),
         facts=engine_facts(config, text_section, name),
         unquantized_modules=files.unquantized_modules,
         quantized_modules=files.quantized_modules,
         checkpoint_bytes=files.checkpoint_bytes,
+    )
+
+
+def _processor_note(files: ModelFiles, vision: VisionSpec | None) -> tuple[str, ...]:
+    """Sizes of media come from the processor's file, which vLLM asks for at startup where the class has one."""
+    if vision is None or vision.family in _OWN_PROCESSORS or files.preprocessor or files.processor:
+        return ()
+    return (
+        "no preprocessor_config.json or processor_config.json beside config.json: media are counted by the defaults of "
+        "the processor's class, and vLLM does not start without the file unless its media are limited to 0",
     )
 
 

@@ -19,9 +19,11 @@ class Tower(Struct, frozen=True, kw_only=True):
 
     `fused_residual`: the second norm adds the residual in place (Qwen2.5-VL). `gated`: gate and up are one projection.
     `gathers_qkv`: the fused projection is gathered over the ranks (Qwen2-VL). `rotation`: how query and key are
-    rotated; `rotary_size`: columns of cos, and of sin. `flash`: attention keeps a log-sum-exp in float32. `splits`:
-    parts of the keys, each with a float32 output of its own (FlashAttention 3). `transposes`: PyTorch's attention,
-    whose output is copied back to rows. `quantized_inputs`: linears quantize what they read.
+    rotated; `rotary_size`: columns of cos, and of sin. `flash`: attention keeps a log-sum-exp in float32; else
+    PyTorch's runs over one sequence after the other, and their outputs are joined (v1/attention/ops/
+    vit_attn_wrappers.py:215). `splits`: parts of the keys, each with a float32 output of its own (FlashAttention 3).
+    `transposes`: PyTorch's attention over all at once, whose output is copied back to rows. `quantized_inputs`:
+    linears quantize what they read.
     """
 
     hidden: int
@@ -83,7 +85,9 @@ class TowerRun:
             held.append(self.tensor("query, key and value of all ranks", 3 * width))
             self.p.free(parts)
         held += self._rotate(rank)
+        parts = None if tower.flash or tower.transposes else self.tensor("attention output of each sequence", rank)
         output = self.tensor("attention output", rank)
+        self.p.free(parts)
         if tower.flash:
             self._flash_scratch(tower.heads // tower.tp)
         if tower.transposes:
