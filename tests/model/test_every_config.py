@@ -38,7 +38,7 @@ def catalog() -> ModelCatalog:
 
 @cache
 def small_configs() -> dict[str, ModelFiles]:
-    found = {}
+    found: dict[str, ModelFiles] = {}
     for file in ("small_configs.json", "hybrid_configs.json"):
         configs = json.loads((DATA / file).read_text())
         found |= {f"{file} {name}": ModelFiles(name=name, config=config) for name, config in configs.items()}
