@@ -113,7 +113,7 @@ class CachingAllocator:
 
     def _take(self, size: int) -> Block | None:
         pool = self._free.get((self.stream, size <= SMALL_BYTES), [])
-        index = bisect_left(pool, size, key=lambda entry: entry[0])
+        index = bisect_left(pool, (size,))
         if index == len(pool):
             return None
         block = pool[index][2]
@@ -154,7 +154,7 @@ class CachingAllocator:
 
     def _remove(self, block: Block) -> None:
         pool = self._pool(block)
-        del pool[bisect_left(pool, (block.size, block.address), key=lambda entry: entry[:2])]
+        del pool[bisect_left(pool, (block.size, block.address))]
 
     @staticmethod
     def _join(block: Block, neighbour: Block) -> None:

@@ -17,9 +17,9 @@ from planner.memory.indexer import write_indexer
 from planner.memory.layers import (
     FP8_CACHE,
     DecoderLayer,
-    decoder_layers,
     deepstack_levels,
     latent_workspace_rows,
+    replayed_layers,
     rotary_table,
     split_bytes_per_token,
     takes_media,
@@ -49,7 +49,7 @@ class Forward:
         self.item = DTYPE_BYTES[config.dtype]
         self.hidden = model.text.hidden_size * self.item
         self.style: Style = style_of(model.architecture)
-        self.layers: Sequence[DecoderLayer] = decoder_layers(model, share)
+        self.layers: Sequence[DecoderLayer] = replayed_layers(model, share)
         self.linears: Mapping[str, LinearRun] = linear_runs(model, share, config)
         self.tp = config.tensor_parallel_size
         self.kept_embeds = takes_media(model, config) or share.pp_rank > 0
@@ -65,7 +65,7 @@ class Forward:
 
     def write(self, program: Program, step: Step) -> int | None:
         """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers)."""
-        p, self.step = program, step
+        p, self.step, self._rotated, self._left = program, step, False, False
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)
         each_layer = write_per_layer_inputs(p, self.model, self.item) if self.share.pp_rank == 0 else None

@@ -11,7 +11,7 @@ from planner.memory.layers import decoder_layers, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
 from planner.memory.program import Program
 from planner.memory.step import Step
-from planner.model.modules import FusedMoE
+from planner.model.modules import Attention, FusedMoE
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.releases.release import GraphBudget
@@ -52,7 +52,7 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     nodes = (len(mixed) + len(whole)) * len(share.layers) * node.value
     rows = max(whole, default=0)
     splits = split_buffer_bytes(model, config, rows)
-    if rows > _ONE_STEP_ROWS:
+    if rows > _ONE_STEP_ROWS or (config.model_runner == "v2" and _attention_windows(model) > 1):
         splits *= 2
     stream = measured.GRAPH_STREAM_BYTES.value
     workspace = cublas_workspace_bytes(config.compute_capability)
@@ -116,6 +116,12 @@ def _v2_node(config: EngineConfig) -> Measured:
 def split_buffer_bytes(model: ModelSpec, config: EngineConfig, rows: int) -> int:
     """FlashAttention 3's partial outputs, which a captured decode batch sets aside."""
     return split_bytes_per_token(model, config) * rows
+
+
+def _attention_windows(model: ModelSpec) -> int:
+    """How many kinds of attention window the layers have. With two, V2's capture kept two split buffers (Gemma 3)."""
+    layers = (m for m in model.modules if isinstance(m, Attention) and m.component == "language_model")
+    return len({layer.window for layer in layers})
 
 
 def _pool_bytes(model: ModelSpec, share: RankShare, config: EngineConfig, tokens: int) -> int:

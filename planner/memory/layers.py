@@ -7,6 +7,8 @@ from msgspec import Struct
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.allocator import DeepGemmAt, LoadTraits
+from planner.memory.once import once
+from planner.memory.repeats import representatives
 from planner.model.modules import (
     Attention,
     Buffer,
@@ -191,6 +193,7 @@ def takes_media(model: ModelSpec, config: EngineConfig) -> bool:
     return model.is_multimodal and (not config.mm_limits or any(count for _, count in config.mm_limits))
 
 
+@once
 def rotary_table(model: ModelSpec) -> Buffer | None:
     """The language model's rotary table, None for models without one."""
     return next(
@@ -235,6 +238,7 @@ def uses_mrope(model: ModelSpec) -> bool:
     return table is not None and "mrope_section" in table.shared_key
 
 
+@once
 def deepstack_levels(model: ModelSpec) -> int:
     """Layers whose output is joined by a level of the vision tower (Qwen3-VL)."""
     marked = (module.name.split(_DEEPSTACK)[1] for module in model.modules if _DEEPSTACK in module.name)
@@ -244,6 +248,7 @@ def deepstack_levels(model: ModelSpec) -> int:
 _DEEPSTACK = "deepstack_merger_list."
 
 
+@once
 def decoder_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
     """The language model's layers that this rank holds."""
     found: dict[int, list[Module]] = {index: [] for index in share.layers}
@@ -251,6 +256,26 @@ def decoder_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ..
         if module.component == "language_model" and isinstance(module.placement, int) and module.placement in found:
             found[module.placement].append(module)
     return tuple(DecoderLayer(index, tuple(modules)) for index, modules in found.items())
+
+
+@once
+def replayed_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
+    """The rank's layers without the middle of long repetitions: they allocate, peak and leave what all layers do."""
+    layers = decoder_layers(model, share)
+    special = deepstack_levels(model)
+    stored: dict[int | None, list[tuple[object, ...]]] = {}
+    for tensor in share.loaded:
+        _, _, suffix = tensor.module.rpartition(f".{tensor.layer}.")
+        stored.setdefault(tensor.layer, []).append((suffix, tensor.name, tensor.shape, tensor.dtype))
+    kinds = [
+        (
+            position < special,
+            tuple((type(module), getattr(module, "kind", "")) for module in layer.modules),
+            tuple(stored.get(layer.index, ())),
+        )
+        for position, layer in enumerate(layers)
+    ]
+    return tuple(layers[position] for position in representatives(kinds))
 
 
 def _pair(linears: list[Linear]) -> tuple[Linear, Linear] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from planner.engine.config import EngineConfig
+from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import FusedMoE, Linear, LMHead, QKVLinear, VocabEmbedding
 from planner.model.spec import ModelSpec
@@ -92,16 +93,30 @@ class LinearRun(Struct, frozen=True):
         return 4 if self.group == 0 else 4 * -(-size // self.group)
 
 
+class _Runs(dict[str, LinearRun]):
+    """Runs by module name, each worked out when it is first asked for."""
+
+    def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
+        super().__init__()
+        self._config = config
+        self._modules = {m.name: m for m in model.modules if isinstance(m, _WithRun)}
+        self._stored: dict[str, dict[str, Tensor]] = {}
+        for tensor in share.loaded:
+            self._stored.setdefault(tensor.module, {})[tensor.name] = tensor
+
+    def __missing__(self, name: str) -> LinearRun:
+        run = _run(self._stored.get(name, {}), _input_size(self._modules[name], self._config), self._config)
+        self[name] = run
+        return run
+
+
+@once
 def linear_runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[str, LinearRun]:
-    """The run of every linear, expert and vocabulary layer of the rank, by module name."""
-    stored: dict[str, dict[str, Tensor]] = {}
-    for tensor in share.loaded:
-        stored.setdefault(tensor.module, {})[tensor.name] = tensor
-    runs = {}
-    for module in model.modules:
-        if isinstance(module, Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding):
-            runs[module.name] = _run(stored.get(module.name, {}), _input_size(module, config), config)
-    return runs
+    """The run of a linear, expert or vocabulary layer of the rank, by module name."""
+    return _Runs(model, share, config)
+
+
+_WithRun = (Linear, QKVLinear, FusedMoE, LMHead, VocabEmbedding)
 
 
 def _input_size(module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding, config: EngineConfig) -> int:

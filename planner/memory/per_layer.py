@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import VocabEmbedding
 from planner.model.spec import ModelSpec
@@ -12,7 +13,7 @@ def write_per_layer_inputs(p: Program, model: ModelSpec, item: int) -> int | Non
 
     Source: vLLM 0.26.0 models/gemma4.py:842 get_per_layer_inputs, project_per_layer_inputs.
     """
-    table = next((m for m in model.modules if isinstance(m, VocabEmbedding) and "per_layer" in m.name), None)
+    table = _table(model)
     if table is None:
         return None
     width = table.hidden_size * item
@@ -25,3 +26,8 @@ def write_per_layer_inputs(p: Program, model: ModelSpec, item: int) -> int | Non
     kept = p.alloc("input of each layer", token=width)
     p.free(*scratch)
     return kept
+
+
+@once
+def _table(model: ModelSpec) -> VocabEmbedding | None:
+    return next((m for m in model.modules if isinstance(m, VocabEmbedding) and "per_layer" in m.name), None)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.linear import LinearRun, linear_runs
+from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import LMHead
 from planner.model.spec import ModelSpec
@@ -49,6 +50,7 @@ class Head(Struct, frozen=True):
         return whole
 
 
+@once
 def head_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Head:
     vocab = model.text.vocab_size
     head = next((module for module in model.modules if isinstance(module, LMHead)), None)
