@@ -6,16 +6,17 @@ Every function takes a `Request` and raises `planner.errors` exceptions for what
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess, refused_estimate
-from planner.memory.intervals import Confidence
 from planner.memory.crosscheck import checkpoint_warning
+from planner.memory.intervals import Confidence
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
 from planner.model.spec import ModelFiles, ModelSpec
@@ -23,6 +24,10 @@ from planner.search.plan import SearchResult
 from planner.search.space import SearchOptions
 from planner.serve.command import serve_argv, shell_command
 from planner.values import Rejected, Value
+
+if TYPE_CHECKING:
+    from planner.report.selection import Limits, Selection
+    from planner.report.sweep import Axis
 
 DEFAULT_VERSION = "0.26.0"
 """The newest release verified on hardware."""
@@ -120,6 +125,108 @@ def launches(request: Request, result: SearchResult) -> list[tuple[list[str], di
     return found
 
 
+def report(
+    request: Request,
+    *,
+    breakdowns: Sequence[str] = (),
+    dtypes: Sequence[str] = (),
+    batch_sizes: Sequence[int] = (),
+    concurrencies: Sequence[int] = (),
+    lengths: Sequence[int] = (),
+    notes: Sequence[str] = (),
+) -> tuple[bool, dict[str, bytes]]:
+    """Whether the plan starts, and the files of its report by name (docs/reports.md). Needs the `report` extra."""
+    from planner.report.bundle import CONCURRENCIES, Content, plan_report, side_by_side
+    from planner.report.rows import BREAKDOWNS
+    from planner.search.variants import Variants
+
+    found = estimate(request)
+    changed = side_by_side(
+        Variants(load_spec(request), load_gpus(request), request.version), request.args, dtypes, batch_sizes
+    )
+    content = Content(
+        assessment=found,
+        command=command_of(request, found),
+        breakdowns=tuple(breakdowns) or BREAKDOWNS,
+        concurrencies=tuple(concurrencies) or CONCURRENCIES,
+        lengths=tuple(lengths),
+        variants=changed,
+        notes=tuple(notes),
+    )
+    return found.estimate.starts, plan_report(content)
+
+
+def select(
+    request: Request,
+    options: SearchOptions,
+    *,
+    only: Sequence[str] = (),
+    max_count: int = 16,
+    nodes: Sequence[int] = (1,),
+    prices: Mapping[str, float] | None = None,
+    bought: Mapping[str, float] | None = None,
+    months: int = 36,
+    limits: Limits | None = None,
+    order: str = "cost",
+) -> Selection:
+    """Every card of the catalog (or those of `only`) for the workload of `options`; `request.gpus` is not looked at.
+
+    `prices`: dollars for a card and hour, `bought`: to buy one, by GPU name. Raises what load_spec raises.
+    """
+    from planner.report.prices import PriceBook
+    from planner.report.selection import Limits, Selection, selection_rows
+    from planner.search.media import with_media_limits
+    from planner.search.select import select as choose
+    from planner.sources.hardware_catalog import load_hardware_catalog
+
+    catalog = load_hardware_catalog(request.hardware_catalogs)
+    model = load_spec(request)
+    cards = [catalog.find(name) for name in only] or list(catalog.all())
+    book = PriceBook(
+        {catalog.find(name).name: usd for name, usd in (prices or {}).items()},
+        {catalog.find(name).name: usd for name, usd in (bought or {}).items()},
+        months,
+    )
+    choices = choose(model, cards, options, request.version, max_count=max_count, nodes=tuple(nodes))
+    concurrency = options.workload.concurrency or 1
+    rows = selection_rows(request.model, request.version, choices, concurrency, book, limits or Limits(), order)
+    title = f"{request.model}, {concurrency} requests of {options.args.max_model_len:,} tokens, vLLM {request.version}"
+    return Selection(title, rows, concurrency, with_media_limits(model, options)[1])
+
+
+def sweep(
+    request: Request, x: Axis, y: Axis, progress: Callable[[int, int], None] | None = None
+) -> tuple[bool, dict[str, bytes]]:
+    """Whether any pair of the two flags' values starts, and the files of the sweep. Needs the `report` extra."""
+    from planner.report.sweep_report import sweep_report
+
+    rows = sweep_table(request, x, y, progress)
+    return any(row["verdict"] == "starts" for row in rows), sweep_report(rows)
+
+
+def sweep_table(
+    request: Request, x: Axis, y: Axis, progress: Callable[[int, int], None] | None = None
+) -> list[dict[str, str | int | float | bool | None]]:
+    """The rows of the `sweep` table: every pair of the two flags' values with its estimate."""
+    from planner.report.sweep import sweep_rows
+    from planner.search.variants import Variants
+
+    variants = Variants(load_spec(request), load_gpus(request), request.version)
+
+    def command(args: EngineArgs, assessment: Assessment) -> str:
+        return command_of(request.model_copy(update={"args": args}), assessment)
+
+    return sweep_rows(variants, request.args, x, y, command, progress or (lambda done, total: None))
+
+
+def command_of(request: Request, assessment: Assessment) -> str:
+    """The shell line that starts what was assessed; empty where vLLM refuses before the flags are resolved."""
+    if assessment.config is None:
+        return ""
+    argv = serve_argv(request.model, request.args, assessment.config, request.extra_argv)
+    return shell_command(argv, dict(request.args.env))
+
+
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -136,10 +243,15 @@ __all__ = [
     "DEFAULT_VERSION",
     "Request",
     "SearchOptions",
+    "command_of",
     "estimate",
     "fit",
     "launches",
     "load_files",
     "load_gpus",
     "load_spec",
+    "report",
+    "select",
+    "sweep",
+    "sweep_table",
 ]

@@ -8,7 +8,7 @@ import sys
 import typer
 from typer.exceptions import Exit, TyperException
 
-from planner.cli import calibrate, catalog, estimate, explain, fit, verify
+from planner.cli import calibrate, catalog, compare, estimate, explain, fit, report, select, sweep, verify
 from planner.errors import PlannerError
 
 app = typer.Typer(
@@ -24,6 +24,10 @@ app.command("estimate")(estimate.estimate)
 app.command("explain")(explain.explain)
 app.command("verify")(verify.verify)
 app.command("calibrate")(calibrate.calibrate)
+app.command("report")(report.report)
+app.command("select")(select.select)
+app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.add_typer(catalog.app, name="catalog")
 
 

@@ -109,14 +109,22 @@ def _command_section(content: Content) -> Section:
 
 def _ledger_section(rows: Sequence[Row]) -> Section:
     grid = Grid(
-        ("ranks", "ledger", "term", "bytes#", "GiB#"),
+        ("ranks", "ledger", "term", "bytes#", "GiB#", "from#", "to#"),
         tuple(
-            (str(row["ranks"]), str(row["ledger"]), str(row["label"]), f"{row['bytes']:,}", _gib(row["bytes"]))
+            (
+                str(row["ranks"]),
+                str(row["ledger"]),
+                str(row["label"]),
+                f"{row['bytes']:,}",
+                *(_gib(row[name]) for name in ("bytes", "low_bytes", "high_bytes")),
+            )
             for row in rows
         ),
     )
-    text = "The engine plans within its budget; the device also holds what the engine does not count. "
-        "Ranks of one stage are alike."
+    text = (
+        "The engine plans within its budget; the device also holds what the engine does not count. "
+        "Ranks of one stage are alike. From and to, in GiB, where a term is uncertain."
+    )
     return Section("Where the GPU goes", text, grid, (("ledger", "Both ledgers of every rank as stacked bars"),))
 
 
@@ -265,5 +273,5 @@ def side_by_side(
         found.append(("dtype", tuple((value, variants.assess(with_dtype(args, value))) for value in dtypes)))
     if batch_sizes:
         sized = ((str(size), args.model_copy(update={"max_num_seqs": size})) for size in batch_sizes)
-        found.append(("--max-num-seqs", tuple((value, variants.assess(changed)) for value, changed in sized)))
+        found.append(("max_num_seqs", tuple((value, variants.assess(changed)) for value, changed in sized)))
     return tuple(found)

@@ -188,7 +188,7 @@ def _end_label(axes: Axes, points: list[tuple[int, float]], top: float, text: st
     if y > top:
         for (x0, y0), (x1, y1) in pairwise(points):
             if y0 <= top < y1:
-                x, y = round(x0 + (x1 - x0) * (top - y0) / (y1 - y0)), top
+                x, y = round(x0 * (x1 / x0) ** ((top - y0) / (y1 - y0))), top
                 break
         else:
             return

@@ -1,4 +1,4 @@
-"""What a number of cards costs: the catalog's offers, prices that the user gives, or a purchase written off over months."""
+"""What a number of cards costs: the catalog's offers, the user's prices, or a purchase written off over months."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class PriceBook:
     months: int = 36
 
     def cost(self, gpu: GpuSpec, count: int, nodes: int) -> Cost | None:
-        """The least of the dated offers (undated ones only where there is no other) of machines with `count` cards, else of
-        the largest machines; None where no price is known."""
+        """The least of the dated offers (undated ones only where there is no other) of machines with `count` cards,
+        else of the largest machines; None where no price is known."""
         cards = count * nodes
         if gpu.name in self.bought:
             hourly = self.bought[gpu.name] / (self.months * HOURS_PER_MONTH)

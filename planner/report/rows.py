@@ -1,4 +1,4 @@
-"""What an assessment says, as rows of the tables in planner.report.schema: the ledgers, the weights' parts, the load."""
+"""What an assessment says, as rows of the tables in planner.report.schema: ledgers, parts of the weights, load."""
 
 from __future__ import annotations
 
@@ -74,6 +74,7 @@ def ledger_rows(assessment: Assessment) -> list[Row]:
     for item in stage_ledgers(assessment):
         for ledger, terms in (("engine", ENGINE_TERMS), ("device", DEVICE_TERMS)):
             for term in terms:
+                low, high = _interval(assessment.estimate, item, term.field)
                 rows.append(
                     {
                         **who(assessment.estimate),
@@ -83,9 +84,19 @@ def ledger_rows(assessment: Assessment) -> list[Row]:
                         "term": term.field,
                         "label": term.label,
                         "bytes": item.bytes[term.field],
+                        "low_bytes": low,
+                        "high_bytes": high,
                     }
                 )
     return rows
+
+
+def _interval(estimate: Estimate, stage: StageLedger, field: str) -> tuple[int | None, int | None]:
+    """An uncertain term's least and most, where the estimate gives them and is of this stage."""
+    per_gpu = estimate.per_gpu
+    if per_gpu is None or per_gpu.used_after_startup_bytes != stage.bytes["used_after_startup_bytes"]:
+        return None, None
+    return getattr(per_gpu, f"{field}_interval", None) or (None, None)
 
 
 def breakdown_rows(assessment: Assessment, by: str) -> list[Row]:

@@ -57,6 +57,7 @@ LEDGER_COLUMNS = (
     _c("peak_activation_bytes", "int", "highest moment of the profile run"),
     _c("non_torch_bytes", "int", "outside PyTorch"),
     _c("cuda_graph_estimate_bytes", "int", "set aside for CUDA graphs"),
+    _c("also_counted_bytes", "int", "what else this release's engine subtracts"),
     _c("available_kv_cache_bytes", "int", "left for the cache by the engine"),
     _c("cuda_context_bytes", "int", "CUDA context and communicators"),
     _c("runner_state_bytes", "int", "runner and sampler buffers"),
@@ -96,6 +97,8 @@ _TABLES = (
             _c("term", "text", "name of the term in the JSON contract"),
             _c("label", "text", "the term in words"),
             _c("bytes", "int", "size on one GPU"),
+            _c("low_bytes", "int", "least it may be; empty: exact, or not of the fullest stage"),
+            _c("high_bytes", "int", "most it may be"),
         ),
     ),
     Table(

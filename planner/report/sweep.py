@@ -45,9 +45,9 @@ def sweep_rows(
         rows.append(
             {
                 **who(item.estimate),
-                "x_flag": x.flag,
+                "x_flag": x.field,
                 "x_value": str(x.values[column]),
-                "y_flag": y.flag,
+                "y_flag": y.field,
                 "y_value": str(y.values[row]),
                 "frontier": place in starts and edge,
                 "fits_with_media": place in starts and _free(item) >= 0,

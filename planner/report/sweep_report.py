@@ -21,7 +21,7 @@ def sweep_report(rows: Sequence[Row]) -> dict[str, bytes]:
     xs, ys = axes_of(rows)
     cells = {(str(row["x_value"]), str(row["y_value"])): row for row in rows}
     grid = Grid(
-        (f"{first['y_flag']} \\ {first['x_flag']}", *(f"{x}#" for x in xs)),
+        (f"{first['y_flag']} by {first['x_flag']}", *(f"{x}#" for x in xs)),
         tuple((y, *(_cell(cells[x, y]) for x in xs)) for y in reversed(ys)),
     )
     frontier = [row for row in rows if row["frontier"]]

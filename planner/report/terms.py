@@ -24,7 +24,7 @@ ENGINE_TERMS: tuple[Term, ...] = (
     Term("peak_activation_bytes", "peak activation", "-", "", "#f0e442"),
     Term("non_torch_bytes", "non-torch", "-", "", "#666666"),
     Term("cuda_graph_estimate_bytes", "CUDA graphs, estimated", "-", "", "#e69f00"),
-    Term("also_counted_bytes", "runner state, where counted", "-"),
+    Term("also_counted_bytes", "runner state, where counted", "-", "", "#cc79a7"),
     Term("available_kv_cache_bytes", "available for KV cache", "=", "", "#009e73"),
 )
 DEVICE_TERMS: tuple[Term, ...] = (

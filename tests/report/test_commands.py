@@ -1,0 +1,209 @@
+"""`vplan report`, `sweep`, `select` and `compare`, run in this process, and once as real processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from planner.cli.main import main
+from planner.cli.sweep import axis_of
+from planner.errors import InputError
+
+SMALL = ["--model", "Qwen/Qwen2.5-0.5B-Instruct", "--gpus", "l20:1", "--offline", "--max-model-len", "4096"]
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def test_report_of_flags_with_variants(tmp_path: Path) -> None:
+    options = [
+        "--dtypes",
+        "auto,float16,kv:fp8,awq",
+        "--batch-sizes",
+        "8,64",
+        "--concurrency",
+        "1,4",
+        "--breakdown-by",
+        "layer,dtype",
+    ]
+    assert main(["report", *SMALL, *options, "--output-dir", str(tmp_path)]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {
+        "report.html",
+        "report.md",
+        "ledger.csv",
+        "load.csv",
+        "breakdown.csv",
+        "variants.csv",
+        "ledger.png",
+        "ledger_dark.png",
+    } <= names
+    variants = {(row["flag"], row["value"]): row for row in _rows(tmp_path / "variants.csv")}
+    assert variants["dtype", "float16"]["dtype"] == "float16"
+    assert variants["dtype", "awq"]["verdict"] == "rejected"
+    auto, fp8 = (int(variants["dtype", value]["bytes_per_token"]) for value in ("auto", "kv:fp8"))
+    assert auto == 2 * fp8
+    assert variants["max_num_seqs", "8"]["max_num_seqs"] == "8"
+    assert {row["by"] for row in _rows(tmp_path / "breakdown.csv")} == {"layer", "dtype"}
+    assert {row["concurrency"] for row in _rows(tmp_path / "load.csv")} == {"1", "4"}
+
+
+def test_report_of_a_plan_has_the_plans_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    assert main(["fit", *SMALL, "--format", "json", "--output", str(plan)]) == 0
+    assert (
+        main(["report", str(plan), "--offline", "--breakdown-by", "rank", "--output-dir", str(tmp_path / "out")]) == 0
+    )
+    wanted = json.loads(plan.read_text())["plans"][0]
+    ledger = {(row["ledger"], row["term"]): int(row["bytes"]) for row in _rows(tmp_path / "out" / "ledger.csv")}
+    for term in ("weights_memory_bytes", "available_kv_cache_bytes"):
+        assert ledger["engine", term] == wanted["estimate"]["per_gpu"][term]
+    assert wanted["command"] in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_report_of_a_refused_plan_exits_1(tmp_path: Path) -> None:
+    refused = ["--model", "Qwen/Qwen2.5-7B-Instruct", "--gpus", "t4:1", "--offline"]
+    assert main(["report", *refused, "--breakdown-by", "rank", "--output-dir", str(tmp_path)]) == 1
+    assert "rejected" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("not json", "not JSON"),
+        ("[]", "JSON object"),
+        ('{"schema": "x/1"}', "schema is 'x/1'"),
+        ('{"schema": "vplan.fit/1"}', "not a whole plan"),
+        ('{"schema": "vplan.fit/1", "plans": []}', "has 0 plans"),
+        ('{"schema": "vplan.estimate/1", "engine": null}', "refused before"),
+        ('{"schema": "vplan.estimate/1", "engine": {"dtype": 3}}', "not a whole plan"),
+    ],
+)
+def test_a_file_that_is_no_plan(text: str, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    assert main(["report", str(path), "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert wanted in error
+    assert error.count("\n") == 1
+
+
+def test_sweep_finds_the_frontier(tmp_path: Path) -> None:
+    shared = ["--model", "Qwen/Qwen2.5-0.5B-Instruct", "--gpus", "l20:1@4GiB", "--offline", "--max-num-seqs", "16"]
+    ranges = ["--x", "max-model-len=4k:32k:*2", "--y", "gpu-memory-utilization=0.3,0.5,0.7"]
+    assert main(["sweep", *shared, *ranges, "--output-dir", str(tmp_path)]) == 0
+    rows = _rows(tmp_path / "sweep.csv")
+    assert len(rows) == 12
+    cells = {(float(row["x_value"]), float(row["y_value"])): row for row in rows}
+    starts = {place for place, row in cells.items() if row["verdict"] == "starts"}
+    assert 0 < len(starts) < 12
+    for (x, y), row in cells.items():
+        smaller = [place for place in cells if place[1] == y and place[0] <= x]
+        assert row["verdict"] != "starts" or set(smaller) <= starts
+        assert (row["frontier"] == "True") <= ((x, y) in starts)
+        assert bool(row["command"]) == ((x, y) in starts)
+    first = (tmp_path / "sweep.csv").read_bytes()
+    assert main(["sweep", *shared, *ranges, "--output-dir", str(tmp_path)]) == 0
+    assert (tmp_path / "sweep.csv").read_bytes() == first
+
+
+def test_ranges() -> None:
+    assert axis_of("max-model-len=4K:32K:*2", "--x").values == (4096, 8192, 16384, 32768)
+    assert axis_of("--max-num-seqs=8:32:8", "--x").values == (8, 16, 24, 32)
+    assert axis_of("gpu-memory-utilization=0.8:0.9:0.05", "--x").values == (0.8, 0.85, 0.9)
+    assert axis_of("kv-cache-dtype=auto,fp8", "--x").values == ("auto", "fp8")
+    assert axis_of("enforce-eager=true,false", "--x").flag == "--enforce-eager"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nothing=1,2",
+        "max-model-len",
+        "max-model-len=",
+        "max-model-len=a",
+        "max-num-seqs=1:2",
+        "max-num-seqs=9:2:1",
+        "max-num-seqs=1:9:*1",
+        "max-num-seqs=1:9999:1",
+        "enforce-eager=maybe",
+        "max-num-seqs=1,,2",
+    ],
+)
+def test_what_is_no_range(text: str) -> None:
+    with pytest.raises(InputError):
+        axis_of(text, "--x")
+
+
+def test_compare_against_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "kv-cache-dtype=auto", "kv-cache-dtype=fp8", *SMALL, "--format", "csv"]) == 0
+    rows = {(row["plan"], row["term"]): row for row in csv.DictReader(capsys.readouterr().out.splitlines())}
+    one, two = (rows[plan, "bytes_per_token"] for plan in ("kv-cache-dtype=auto", "kv-cache-dtype=fp8"))
+    assert int(one["value"]) == 2 * int(two["value"])
+    assert int(two["difference"]) == int(two["value"]) - int(one["value"])
+    assert one["difference"] == ""
+
+
+def test_compare_as_text_and_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct"]
+    shared = ["--gpus", "l20:1", "--offline", "--max-model-len", "4096"]
+    assert main(["compare", *words, *shared]) == 0
+    assert "weights_memory, GiB" in capsys.readouterr().out
+    assert main(["compare", *words, *shared, "--format", "markdown"]) == 0
+    assert "| plan | model |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["report", *SMALL, "--output-dir", "out", "--breakdown-by", "head"],
+        ["report", "--output-dir", "out"],
+        ["report", "plan.json", *SMALL, "--output-dir", "out"],
+        ["report", *SMALL, "--output-dir", "out", "--concurrency", "0"],
+        ["sweep", *SMALL, "--x", "max-num-seqs=1,2", "--y", "max-num-seqs=1,2", "--output-dir", "out"],
+        ["sweep", *SMALL, "--x", "max-model-len=1k,2k", "--y", "max-num-seqs=1,2", "--output-dir", "out"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct"],
+        ["select", *SMALL],
+        ["compare", "one"],
+        ["compare", "a", "a"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--price", "l20"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--rank-by", "colour"],
+    ],
+)
+def test_wrong_usage_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_select_over_the_whole_catalog_as_a_process(vplan, tmp_path: Path) -> None:
+    """Under 5 s on a quiet machine of 2025; the bound here leaves room for a busy one."""
+    began = time.perf_counter()
+    workload = ["--concurrency", "32", "--max-model-len", "16384", "--format", "csv"]
+    result = vplan(
+        "select", "--model", "Qwen/Qwen2.5-VL-72B-Instruct-AWQ", *workload, "--output", str(tmp_path / "select.csv")
+    )
+    elapsed = time.perf_counter() - began
+    assert result.returncode == 0, result.stderr
+    rows = _rows(tmp_path / "select.csv")
+    fits = {(row["gpu"], int(row["gpus_per_node"])) for row in rows if row["fits"] == "True"}
+    assert ("L20", 8) in fits
+    assert ("T4", 8) not in fits
+    refused = {row["gpu"]: row["reason"] for row in rows if row["fits"] == "False" and row["gpus_per_node"] == "16"}
+    assert "compute" in refused["V100-SXM2-32GB"] or "capability" in refused["V100-SXM2-32GB"]
+    assert len({row["gpu"] for row in rows}) * 16 == len(rows)
+    assert elapsed < 30
+
+
+def test_estimate_pays_nothing_for_reports() -> None:
+    heavy = ("pandas", "matplotlib", "numpy", "rich", "yaml")
+    code = f"import sys, planner.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
