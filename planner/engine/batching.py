@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.hardware.spec import GpuSpec
 from planner.model.spec import ModelSpec
 from planner.releases.release import BatchTier, Release
-from planner.values import Value, reject
+from planner.values import reject
 
 
-class BatchSizes(Value):
+class BatchSizes(Struct, frozen=True, kw_only=True):
     """What SchedulerConfig ends with."""
 
     max_num_batched_tokens: int

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
+
 from planner.engine.args import EngineArgs
 from planner.engine.speculative import Speculation
 from planner.model.spec import ModelSpec
 from planner.releases.release import Release
-from planner.values import Value, reject
+from planner.values import reject
 
 _ARCHITECTURE_CAPS = {"GptOssForCausalLM": 1024}
 _FULL_BY_DEFAULT = ("LongcatFlashNgramForCausalLM",)
 
 
-class GraphPlan(Value):
+class GraphPlan(Struct, frozen=True, kw_only=True):
     """`mode` as vLLM names it; NONE has no sizes."""
 
     mode: str

@@ -6,9 +6,11 @@ import json
 import re
 from typing import Any, Literal
 
+from msgspec import Struct
+
 from planner.engine.args import EngineArgs
 from planner.model.spec import ModelSpec
-from planner.values import Value, reject
+from planner.values import reject
 
 DEFAULT_LIMIT = 999
 _OPTIONS = {
@@ -19,7 +21,7 @@ _OPTIONS = {
 _OLD_SYNTAX = re.compile(r"\w+=[0-9]+(?:,\w+=[0-9]+)*")
 
 
-class MediaLimits(Value):
+class MediaLimits(Struct, frozen=True, kw_only=True):
     """`limits`: items per prompt of each modality the model has. `options`: the sizes given beside a count."""
 
     limits: tuple[tuple[str, int], ...] = ()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec import Struct
+
 from planner.engine.args import EngineArgs
 from planner.engine.speculative import Speculation
 from planner.errors import InputError
 from planner.model.spec import ModelSpec
 from planner.releases.release import Release
-from planner.values import Value, reject
+from planner.values import reject
 
 VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
 
 
-class Runner(Value):
+class Runner(Struct, frozen=True, kw_only=True):
     """`reason` is for the reader."""
 
     name: Literal["v1", "v2"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from msgspec import Struct
+
 from planner.errors import UnsupportedError
 from planner.model.spec import ModelSpec
-from planner.values import Value, reject
+from planner.values import reject
 
 _EAGLE_LIKE = ("eagle", "eagle3", "extract_hidden_states", "mtp", "dflash")
 _METHODS = (
@@ -24,7 +26,7 @@ _METHODS = (
 _WITHOUT_WEIGHTS = ("ngram", "suffix")
 
 
-class Speculation(Value):
+class Speculation(Struct, frozen=True, kw_only=True):
     """`slots_per_request`: extra tokens of a step that drafting adds for each request."""
 
     method: str | None = None

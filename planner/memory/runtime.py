@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -128,7 +129,7 @@ def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
         if seen[signature] > 2:
             dropped.add(layer)
     return (
-        model.model_copy(update={"modules": tuple(item for item in model.modules if item.placement not in dropped)}),
+        replace(model, modules=tuple(item for item in model.modules if item.placement not in dropped)),
         RankShare(
             tp_rank=share.tp_rank, pp_rank=share.pp_rank, tensor_parallel_size=share.tensor_parallel_size,
             pipeline_parallel_size=share.pipeline_parallel_size,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+from msgspec import Struct
+
 from planner.errors import InputError
 from planner.model.config_view import ConfigView
 from planner.model.max_len import default_max_model_len, printed_max_model_len
-from planner.values import Value
 
 StateDType = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -17,7 +18,7 @@ _GEMMA4_TYPES = ("diffusion_gemma_text", "gemma4", "gemma4_text", "gemma4_unifie
 _GEMMA4_VIDEO_TOKENS = 32 * (70 + 2 + 6)
 
 
-class EngineFacts(Value):
+class EngineFacts(Struct, frozen=True, kw_only=True):
     """Defaults are those of a plain decoder.
 
     `text_model_type`: model_type of the language model's section. `default_max_model_len`: served when the user names

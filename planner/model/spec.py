@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from msgspec import Struct
 
 from planner.model.engine_facts import EngineFacts
 from planner.model.modules import Module, PackedNames
@@ -34,7 +34,7 @@ class ModelFiles(Value):
     source: str | None = None
 
 
-class TextDims(Value):
+class TextDims(Struct, frozen=True, kw_only=True):
     """The language model's sizes, whole model."""
 
     hidden_size: int
@@ -47,7 +47,7 @@ class TextDims(Value):
     max_position_embeddings: int
 
 
-class QuantizationSpec(Value):
+class QuantizationSpec(Struct, frozen=True, kw_only=True):
     """The checkpoint's quantization in one shape. `method` is vLLM's resolved name (auto_awq, auto_gptq, fp8,
     compressed-tensors, modelopt, mxfp4, ...); `raw` keeps the dialect for the scheme that reads it."""
 
@@ -55,7 +55,7 @@ class QuantizationSpec(Value):
     raw: dict[str, Any]
 
 
-class ModelSpec(Value):
+class ModelSpec(Struct, frozen=True, kw_only=True):
     """A model as vLLM would build it. `modules` is everything that takes memory, unsharded.
 
     `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
@@ -64,8 +64,6 @@ class ModelSpec(Value):
     `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
     `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
     name: str
     architecture: str

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from planner.values import Value
+from msgspec import Struct
 
 Modality = Literal["image", "video", "audio", "vision_chunk"]
 
 
-class Encoder(Value):
+class Encoder(Struct, frozen=True, kw_only=True):
     """One encoder tower's sizes.
 
     `mlp_shards`: 2 for a gated MLP (gate and up fused), else 1. `output_size`: width of one embedding that the tower
@@ -41,7 +41,7 @@ class Encoder(Value):
     keeps_hidden_states: bool = False
 
 
-class DynamicPatches(Value):
+class DynamicPatches(Struct, frozen=True, kw_only=True):
     """The image keeps its aspect ratio; its pixels are bounded (Qwen2-VL's smart_resize and its descendants).
 
     Sides become multiples of patch_size * merge_size, height * width stays within [min_pixels, max_pixels];
@@ -66,7 +66,7 @@ class DynamicPatches(Value):
     video_sum_pixels: int = 0
 
 
-class FixedSize(Value):
+class FixedSize(Struct, frozen=True, kw_only=True):
     """Every image is resized to one square: `patches` enter the encoder, `tokens` leave the projector, once per crop.
 
     `max_crops`: extra crops of one image beside the whole (Gemma3 pan and scan), 0 for none. `item_tokens`: all
@@ -82,7 +82,7 @@ class FixedSize(Value):
     max_crops: int = 0
 
 
-class Tiles(Value):
+class Tiles(Struct, frozen=True, kw_only=True):
     """The image is cut into min_tiles..max_tiles squares of `image_size`, plus a thumbnail when there are several.
 
     `patches` enter the encoder for each tile, `tokens` leave it. `extra_tokens`: begin and end markers of an item.
@@ -99,7 +99,7 @@ class Tiles(Value):
     extra_tokens: int = 0
 
 
-class Pinpoints(Value):
+class Pinpoints(Struct, frozen=True, kw_only=True):
     """LLaVA-NeXT's grid: the image is fitted to one of `pinpoints` (height, width), cut into squares of `image_size`,
     and the squares' features are unpadded, with a newline embedding for each row; a whole-image base is added.
 
@@ -118,7 +118,7 @@ class Pinpoints(Value):
     video_frame_tokens: int = 0
 
 
-class LongestEdge(Value):
+class LongestEdge(Struct, frozen=True, kw_only=True):
     """The longest side is bounded by `image_size`; the other follows (Pixtral, Mistral3).
 
     Sides become multiples of patch_size * merge_size; one token for merge_size**2 patches, and one break or end token
@@ -131,7 +131,7 @@ class LongestEdge(Value):
     merge_size: int
 
 
-class Slices(Value):
+class Slices(Struct, frozen=True, kw_only=True):
     """MiniCPM-V: the image and up to `max_slices` slices of about scale_resolution**2 pixels, each resampled to
     `tokens` tokens; `patches` is the most that one slice feeds to the encoder. `max_frame_slices`: slices of a video
     frame. `wrapper_tokens`: the begin and end token around each."""
@@ -146,7 +146,7 @@ class Slices(Value):
     wrapper_tokens: int = 2
 
 
-class AudioFrames(Value):
+class AudioFrames(Struct, frozen=True, kw_only=True):
     """Sound as mel frames: `max_frames` is the longest chunk's, `tokens` what that chunk becomes.
 
     `encoder_positions`: sequence length inside the encoder for that chunk. `stem_channels`: of the strided 2-D
@@ -167,7 +167,7 @@ class AudioFrames(Value):
 ImageRule = DynamicPatches | FixedSize | Tiles | Pinpoints | LongestEdge | Slices
 
 
-class VisionSpec(Value):
+class VisionSpec(Struct, frozen=True, kw_only=True):
     """What a multimodal model accepts and the encoders that it runs.
 
     `family` is the name of vLLM's processing class without its suffix ("Qwen2VL", "Gemma3", ...): rules that only one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from planner.errors import InputError
 from planner.releases.known import RELEASES
@@ -14,6 +15,7 @@ _VERSION = re.compile(
 )
 
 
+@lru_cache(maxsize=64)
 def release_for(version: str) -> ReleaseChoice:
     """The entry for `version` ("0.26.0", "v0.19", "0.26.1rc1.dev608").
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.releases.release import BatchTier, Evidence, Release
 from planner.releases.removed import REMOVED_BY_0_26, REMOVED_BY_0_33
 from planner.units import GIB
@@ -83,7 +85,7 @@ V0_33_0 = Release(
     default_block_size=16,
     batch_tiers=(
         BatchTier(min_memory_bytes=160 * GIB, max_num_batched_tokens=16384, max_num_seqs=1024),
-        _LARGE_CARD.model_copy(update={"not_capability": ((12, 1),)}),
+        replace(_LARGE_CARD, not_capability=((12, 1),)),
         _SMALL_CARD,
     ),
     capture_cap=512,
@@ -114,120 +116,112 @@ def _removed_before(version: tuple[int, int, int]) -> tuple[tuple[str, str], ...
     )
 
 
-V0_29_0 = V0_33_0.model_copy(
-    update={
-        "version": "0.29.0",
-        "sources": (
-            "vLLM 0.29.0 config/cache.py:39,111",
-            "vLLM 0.29.0 config/vllm.py use_v2_model_runner",
-            "vLLM 0.29.0 engine/arg_utils.py get_batch_defaults",
-            "vLLM 0.29.0 v1/worker/gpu_worker.py determine_available_memory",
-            "vLLM 0.29.0 v1/worker/gpu/cudagraph_utils.py:718",
-        ),
-        "batch_tiers": (V0_33_0.batch_tiers[0], _LARGE_CARD, _SMALL_CARD),
-        "v2_speculative_methods": ("eagle", "eagle3", "mtp", "dflash", "dspark"),
-        "v2_refused_speculative_methods": (),
-        "profile_splits_blocks": True,
-        "kv_cache_dtypes": (*_KV_CACHE_DTYPES_0_26, "nvfp4_4over6"),
-        "mamba_cache_modes": ("all", "align", "none"),
-    }
+V0_29_0 = replace(
+    V0_33_0,
+    version="0.29.0",
+    sources=(
+        "vLLM 0.29.0 config/cache.py:39,111",
+        "vLLM 0.29.0 config/vllm.py use_v2_model_runner",
+        "vLLM 0.29.0 engine/arg_utils.py get_batch_defaults",
+        "vLLM 0.29.0 v1/worker/gpu_worker.py determine_available_memory",
+        "vLLM 0.29.0 v1/worker/gpu/cudagraph_utils.py:718",
+    ),
+    batch_tiers=(V0_33_0.batch_tiers[0], _LARGE_CARD, _SMALL_CARD),
+    v2_speculative_methods=("eagle", "eagle3", "mtp", "dflash", "dspark"),
+    v2_refused_speculative_methods=(),
+    profile_splits_blocks=True,
+    kv_cache_dtypes=(*_KV_CACHE_DTYPES_0_26, "nvfp4_4over6"),
+    mamba_cache_modes=("all", "align", "none"),
 )
 
-V0_28_0 = V0_29_0.model_copy(
-    update={
-        "version": "0.28.0",
-        "evidence": _INFERRED,
-        "sources": (
-            "vLLM 0.29.0",
-            "KV caches on A100 80GB, published by ridgepoint: no graphs in V2's budget",
-        ),
-        "v2_profiles_cuda_graphs": False,
-    }
+V0_28_0 = replace(
+    V0_29_0,
+    version="0.28.0",
+    evidence=_INFERRED,
+    sources=(
+        "vLLM 0.29.0",
+        "KV caches on A100 80GB, published by ridgepoint: no graphs in V2's budget",
+    ),
+    v2_profiles_cuda_graphs=False,
 )
 
-V0_22_1 = V0_26_0.model_copy(
-    update={
-        "version": "0.22.1",
-        "evidence": _READ,
-        "sources": (
-            "vLLM 0.22.1 config/cache.py:66",
-            "vLLM 0.22.1 config/vllm.py:69,528",
-            "vLLM 0.22.1 v1/worker/gpu_worker.py determine_available_memory",
-        ),
-        "runner_rule": "listed_dense",
-        "v2_architectures": ("Qwen3ForCausalLM",),
-        "v2_speculative_methods": ("eagle", "eagle3", "mtp"),
-        "removed_architectures": _removed_before((0, 22, 1)),
-    }
+V0_22_1 = replace(
+    V0_26_0,
+    version="0.22.1",
+    evidence=_READ,
+    sources=(
+        "vLLM 0.22.1 config/cache.py:66",
+        "vLLM 0.22.1 config/vllm.py:69,528",
+        "vLLM 0.22.1 v1/worker/gpu_worker.py determine_available_memory",
+    ),
+    runner_rule="listed_dense",
+    v2_architectures=("Qwen3ForCausalLM",),
+    v2_speculative_methods=("eagle", "eagle3", "mtp"),
+    removed_architectures=_removed_before((0, 22, 1)),
 )
 
-V0_19_0 = V0_22_1.model_copy(
-    update={
-        "version": "0.19.0",
-        "sources": (
-            "vLLM 0.19.0 config/cache.py:41",
-            "vLLM 0.19.0 envs.py:250,1605",
-            "vLLM 0.19.0 v1/worker/gpu_worker.py determine_available_memory",
-            "vLLM 0.19.0 v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run",
-            "logs of 43 boots on H100, published by llm-d-planner",
-        ),
-        "default_gpu_memory_utilization": 0.9,
-        "runner_rule": "v1",
-        "v2_architectures": (),
-        "graph_budget": "opt_in",
-        "removed_architectures": _removed_before((0, 19, 0)),
-    }
+V0_19_0 = replace(
+    V0_22_1,
+    version="0.19.0",
+    sources=(
+        "vLLM 0.19.0 config/cache.py:41",
+        "vLLM 0.19.0 envs.py:250,1605",
+        "vLLM 0.19.0 v1/worker/gpu_worker.py determine_available_memory",
+        "vLLM 0.19.0 v1/worker/gpu_model_runner.py profile_run, _dummy_sampler_run",
+        "logs of 43 boots on H100, published by llm-d-planner",
+    ),
+    default_gpu_memory_utilization=0.9,
+    runner_rule="v1",
+    v2_architectures=(),
+    graph_budget="opt_in",
+    removed_architectures=_removed_before((0, 19, 0)),
 )
 
-V0_17_0 = V0_19_0.model_copy(
-    update={
-        "version": "0.17.0",
-        "evidence": _INFERRED,
-        "sources": ("vLLM 0.19.0", "peaks of Qwen3-14B on H100 from 0.15 to 0.18, published by llm-d-planner"),
-        "removed_architectures": _removed_before((0, 17, 0)),
-    }
+V0_17_0 = replace(
+    V0_19_0,
+    version="0.17.0",
+    evidence=_INFERRED,
+    sources=("vLLM 0.19.0", "peaks of Qwen3-14B on H100 from 0.15 to 0.18, published by llm-d-planner"),
+    removed_architectures=_removed_before((0, 17, 0)),
 )
 
-V0_16_0 = V0_17_0.model_copy(
-    update={
-        "version": "0.16.0",
-        "graph_budget": "none",
-        "sampler_rule": "sorted",
-        "loads_few_modules": True,
-        "removed_architectures": _removed_before((0, 16, 0)),
-    }
+V0_16_0 = replace(
+    V0_17_0,
+    version="0.16.0",
+    graph_budget="none",
+    sampler_rule="sorted",
+    loads_few_modules=True,
+    removed_architectures=_removed_before((0, 16, 0)),
 )
 
-V0_10_2 = V0_16_0.model_copy(
-    update={
-        "version": "0.10.2",
-        "sources": (
-            "vLLM 0.8.3 and 0.19.0",
-            "vLLM pull request 19312: the ledger of 0.8 was replaced by the sum of terms",
-        ),
-        "decode_graphs": False,
-        "capture_rule": "eights",
-        "removed_architectures": _removed_before((0, 10, 2)),
-    }
+V0_10_2 = replace(
+    V0_16_0,
+    version="0.10.2",
+    sources=(
+        "vLLM 0.8.3 and 0.19.0",
+        "vLLM pull request 19312: the ledger of 0.8 was replaced by the sum of terms",
+    ),
+    decode_graphs=False,
+    capture_rule="eights",
+    removed_architectures=_removed_before((0, 10, 2)),
 )
 
-V0_8_3 = V0_10_2.model_copy(
-    update={
-        "version": "0.8.3",
-        "evidence": _READ,
-        "sources": (
-            "vLLM 0.8.3 config.py:1169,3705",
-            "vLLM 0.8.3 engine/arg_utils.py _set_default_args_v1",
-            "vLLM 0.8.3 v1/worker/gpu_worker.py determine_available_memory",
-            "vLLM 0.8.3 v1/sample/ops/topk_topp_sampler.py",
-        ),
-        "batch_tiers": (
-            BatchTier(min_memory_bytes=0, named=("h100", "h200"), max_num_batched_tokens=8192, max_num_seqs=1024),
-            BatchTier(min_memory_bytes=0, max_num_batched_tokens=2048, max_num_seqs=1024),
-        ),
-        "ledger_rule": "absolute_peak",
-        "removed_architectures": (),
-    }
+V0_8_3 = replace(
+    V0_10_2,
+    version="0.8.3",
+    evidence=_READ,
+    sources=(
+        "vLLM 0.8.3 config.py:1169,3705",
+        "vLLM 0.8.3 engine/arg_utils.py _set_default_args_v1",
+        "vLLM 0.8.3 v1/worker/gpu_worker.py determine_available_memory",
+        "vLLM 0.8.3 v1/sample/ops/topk_topp_sampler.py",
+    ),
+    batch_tiers=(
+        BatchTier(min_memory_bytes=0, named=("h100", "h200"), max_num_batched_tokens=8192, max_num_seqs=1024),
+        BatchTier(min_memory_bytes=0, max_num_batched_tokens=2048, max_num_seqs=1024),
+    ),
+    ledger_rule="absolute_peak",
+    removed_architectures=(),
 )
 
 RELEASES: tuple[Release, ...] = (

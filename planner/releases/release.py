@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from planner.values import Value
+from msgspec import Struct
 
 RunnerRule = Literal["v1", "listed_dense", "dense_or_listed", "always_unless_unsupported"]
 CaptureRule = Literal["eights", "grid", "grid_and_decode_sizes"]
@@ -18,7 +18,7 @@ Evidence = Literal[
 ]
 
 
-class BatchTier(Value):
+class BatchTier(Struct, frozen=True, kw_only=True):
     """Scheduler defaults of `vllm serve` for one class of card. The first tier that a card meets is its own.
 
     A card meets it with at least `min_memory_bytes` (as NVML reports the total), a device name with one of `named`
@@ -34,7 +34,7 @@ class BatchTier(Value):
     max_num_seqs: int
 
 
-class Release(Value):
+class Release(Struct, frozen=True, kw_only=True):
     """One vLLM release.
 
     `runner_rule`: "v1" takes the V2 model runner only when the environment asks for it; "listed_dense" for unquantized
@@ -83,7 +83,7 @@ class Release(Value):
     pipeline_refused_architectures: tuple[str, ...]
 
 
-class ReleaseChoice(Value):
+class ReleaseChoice(Struct, frozen=True, kw_only=True):
     """The entry that answers for a requested version, whose numbers are `number`. `warning` is None where the entry
     is that very version and verified."""
 

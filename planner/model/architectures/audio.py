@@ -6,6 +6,8 @@ qwen3_omni_moe_thinker.py; transformers 5.14.1 models/qwen2_audio, models/qwen2_
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.model.architectures import llama
 from planner.model.architectures.blocks import Architecture, norm
 from planner.model.architectures.qwen_vl import frame_patches, qwen2_5_encoder, qwen2_5_vision_tower
@@ -190,9 +192,9 @@ def audio_frames(audio: ConfigView) -> AudioFrames:
 
 def convolved_frames(audio: ConfigView) -> AudioFrames:
     """Qwen3-Omni's: three strided 2-D convolutions over windows of 2 * n_window frames."""
-    stem = {
-        "stem_channels": audio.size("downsample_hidden_size"),
-        "stem_window": 2 * audio.size("n_window"),
-        "stem_batch": audio.size("conv_chunksize", 500),
-    }
-    return audio_frames(audio).model_copy(update=stem)
+    return replace(
+        audio_frames(audio),
+        stem_channels=audio.size("downsample_hidden_size"),
+        stem_window=2 * audio.size("n_window"),
+        stem_batch=audio.size("conv_chunksize", 500),
+    )

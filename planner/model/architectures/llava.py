@@ -5,6 +5,8 @@ Source: vLLM 0.26.0 model_executor/models/llava.py, llava_next.py, llava_onevisi
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.errors import InputError, UnsupportedError
 from planner.model.architectures.blocks import Architecture, norm
 from planner.model.architectures.text_part import language_model
@@ -133,7 +135,7 @@ def _spec(config: ConfigView, vision: ConfigView, family: str, output: int, imag
     encoder = encoder_of(
         vision, feature_depth(config, vision), output, gated=gated, prefix_tokens=classes, projector_size=output
     )
-    encoder = encoder.model_copy(update={"keeps_hidden_states": isinstance(config.raw("vision_feature_layer"), list)})
+    encoder = replace(encoder, keeps_hidden_states=isinstance(config.raw("vision_feature_layer"), list))
     modalities = ("image", "video") if family == "LlavaOnevision" else ("image",)
     return VisionSpec(family=family, modalities=modalities, encoder=encoder, image=image)  # type: ignore[arg-type]
 

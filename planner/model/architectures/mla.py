@@ -340,7 +340,7 @@ def longcat_flash(config: ConfigView, prefix: str = "") -> Architecture:
     view = ConfigView({"num_hidden_layers": config.raw("num_layers"), **config.data}, config.where, config.model_type)
     sizes, rope = read_latent(view), _deepseek_rope(config)
     inner = config.size("ffn_hidden_size", config.size("intermediate_size", 1))
-    dims = latent_dims(view, sizes).model_copy(update={"intermediate_size": inner})
+    dims = replace(latent_dims(view, sizes), intermediate_size=inner)
     count, idle, hidden = config.size("n_routed_experts"), config.count("zero_expert_num", 0), sizes.hidden_size
     gate: DType | None = "float32" if config.raw("router_dtype", "float32") == "float32" else None
     expert = config.size("moe_intermediate_size", config.size("expert_ffn_hidden_size", inner))

@@ -5,6 +5,8 @@ Source: vLLM 0.26.0 model_executor/models/molmo.py.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.model.architectures.assemble import assemble
 from planner.model.architectures.blocks import Architecture, Heads, gated_mlp, norm, self_attention, text_dims
 from planner.model.architectures.vision_blocks import as_tower, column, multimodal, row, weight
@@ -38,7 +40,7 @@ def molmo(config: ConfigView) -> Architecture:
     )
     inner = config.size("intermediate_size") // 2
     rows = config.optional_size("embedding_size") or config.size("vocab_size")
-    dims = text_dims(config, heads, inner).model_copy(update={"vocab_size": rows})
+    dims = replace(text_dims(config, heads, inner), vocab_size=rows)
     rope = rope_parameters(config)
 
     def attention(at: str, layer: int) -> list[Module]:

@@ -6,6 +6,8 @@ kimi_vl.py, kimi_k25.py.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.model.architectures.audio import (
     THINKER_PREFIXES,
     audio_encoder,
@@ -45,13 +47,12 @@ def qwen3_omni_moe(config: ConfigView) -> Architecture:
     tower = qwen3_vision_tower(vision, mergers="merger_list", positions=side**2)
     tower += deepstack_inputs(vision, text.text.hidden_size)
     spec = qwen3_spec(config, vision, "Qwen3OmniMoe", positions=side**2)
-    spec = spec.model_copy(
-        update={
-            "modalities": ("audio", "image", "video"),
-            "audio_encoder": audio_encoder(audio, audio.size("output_dim")),
-            "audio": convolved_frames(audio),
-            "image": frame_patches(config, vision),
-        }
+    spec = replace(
+        spec,
+        modalities=("audio", "image", "video"),
+        audio_encoder=audio_encoder(audio, audio.size("output_dim")),
+        audio=convolved_frames(audio),
+        image=frame_patches(config, vision),
     )
     return multimodal(text, qwen3_audio_tower(audio) + tower, vision=spec, prefixes=THINKER_PREFIXES)
 
