@@ -1,4 +1,4 @@
-"""The deployments that people ask about most, as golden plans: what the advice in circulation gets wrong, and what holds.
+"""The deployments that people ask about most, as golden plans: what circulating advice gets wrong, and what holds.
 
 Derived figures are exact. Figures that rest on measured constants are checked by rule, not pinned.
 """
@@ -70,7 +70,7 @@ def check_plans(answer: dict[str, Any], margin: float = 0.10) -> None:
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen2-VL-72B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct"])
 def test_1_qwen_vl_72b_on_eight_l20(vplan, golden, model):
-    """Usable bytes, not the nominal 48 GB; the circulating flags start today, with room for a known number of requests."""
+    """Usable bytes, not the nominal 48 GB; the circulating flags start today, with room to spare."""
     folklore = estimate(
         vplan, "--model", model, "--gpus", "l20:8", "--tensor-parallel-size", "8", "--dtype", "float16",
         "--gpu-memory-utilization", "0.9", "--max-model-len", "20000", "--enforce-eager",
@@ -199,8 +199,9 @@ def test_6_qwen25_vl_72b_awq_on_four_a100_40(vplan, golden):
     """29696 / TP stays a multiple of the group of 128 up to TP 8; the tower stays 16-bit."""
     model = "Qwen/Qwen2.5-VL-72B-Instruct-AWQ"
     folklore = estimate(
-        vplan, "--model", model, "--gpus", "a100-40g:4", "--tensor-parallel-size", "4", "--gpu-memory-utilization", "0.9",
-        "--max-model-len", "16384", "--limit-mm-per-prompt", '{"image": 10, "video": 0}',
+        vplan, "--model", model, "--gpus", "a100-40g:4", "--tensor-parallel-size", "4",
+        "--gpu-memory-utilization", "0.9", "--max-model-len", "16384",
+        "--limit-mm-per-prompt", '{"image": 10, "video": 0}',
     )  # fmt: skip
     assert folklore["verdict"] == "starts"
     assert folklore["per_gpu"]["parameter_bytes"] == 10_755_662_848
@@ -259,5 +260,6 @@ def test_the_unpadded_72b_is_refused_at_tp_2(vplan, tmp_path):
     assert refused["rejection"]["bottleneck"] == "quantization_alignment"
     assert (
         refused["rejection"]["message"]
-        == "The input size is not aligned with the quantized weight shape. This can be caused by too large tensor parallel size."
+        == "The input size is not aligned with the quantized weight shape. This can be caused by too large tensor "
+        "parallel size."
     )

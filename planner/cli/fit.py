@@ -73,7 +73,8 @@ def fit(
 
 
 def _options(
-    request: Any, objective: str, concurrency: int | None, min_model_len: int, images: int | None, image_size: str | None,
+    request: Any, objective: str, concurrency: int | None, min_model_len: int, images: int | None,
+    image_size: str | None,
     videos: int | None, video_seconds: float, safety_margin: float, max_plans: int,
 ) -> SearchOptions:  # fmt: skip
     if objective not in get_args(Objective):

@@ -23,6 +23,7 @@ from planner.memory.kv_capacity import (
     usable_tokens,
 )
 from planner.memory.kv_pool import KVPool, build_pool
+from planner.memory.multimodal.recommend import limits_sentence
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.result import EngineSummary, Estimate, GroupSummary, KVCacheSummary, PerGpu
 from planner.memory.runtime import RuntimeTerms, encoder_peak, retained_bytes, runtime_terms
@@ -64,7 +65,8 @@ def assess(
 ) -> Assessment:
     """Follow vLLM from flags to the running engine, and say where it would stop.
 
-    `workload`: the media of concurrent requests; None counts the worst that limits and budget allow. Raises InputError and UnsupportedError for what is no answer; a refusal of vLLM's is an answer.
+    `workload`: the media of concurrent requests; None counts the worst that limits and budget allow.
+    Raises InputError and UnsupportedError for what is no answer; a refusal of vLLM's is an answer.
     """
     try:
         config = resolve(model, gpus.gpu, args, vllm_version)
@@ -140,7 +142,7 @@ def assess_deployment(
         warnings=(
             *config.warnings,
             *deployment.model.notes,
-            *_slack_warning(per_gpu, rejection),
+            *_slack_warning(deployment, fullest, per_gpu, rejection, workload),
             *_encoder_warning(deployment, workload),
         ),
     )
@@ -191,9 +193,9 @@ def _startup_rejection(
             return Rejection(
                 bottleneck="startup_memory",
                 message=(
-                    f"Free memory on device cuda:0 ({_gib(free)}/{_gib(total)} GiB) on startup is less than desired GPU "
-                    f"memory utilization ({utilization:g}, {_gib(requested)} GiB). Decrease GPU memory utilization or "
-                    "reduce GPU memory used by other processes."
+                    f"Free memory on device cuda:0 ({_gib(free)}/{_gib(total)} GiB) on startup is less than desired "
+                    f"GPU memory utilization ({utilization:g}, {_gib(requested)} GiB). Decrease GPU memory utilization "
+                    "or reduce GPU memory used by other processes."
                 ),
                 need_bytes=requested,
                 have_bytes=free,
@@ -203,8 +205,8 @@ def _startup_rejection(
             return Rejection(
                 bottleneck="weights",
                 message=(
-                    "Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization to free memory "
-                    "for weights, increasing --tensor-parallel-size, or using --quantization."
+                    "Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization to free "
+                    "memory for weights, increasing --tensor-parallel-size, or using --quantization."
                 ),
                 need_bytes=term.weights_memory_bytes,
                 have_bytes=free,
@@ -213,7 +215,9 @@ def _startup_rejection(
         if profile > total:
             return Rejection(
                 bottleneck="device_memory",
-                message="CUDA out of memory while profiling: weights, runner state and peak activation exceed the card.",
+                message=(
+                    "CUDA out of memory while profiling: weights, runner state and peak activation exceed the card."
+                ),
                 need_bytes=profile,
                 have_bytes=total,
                 fix=("a smaller --max-num-batched-tokens", "a smaller --max-num-seqs"),
@@ -223,9 +227,7 @@ def _startup_rejection(
 
 def _least(available: tuple[int, ...], terms: tuple[RuntimeTerms, ...], config: EngineConfig) -> tuple[int, ...]:
     """The cache of each stage at the unfavourable end of its interval."""
-    return tuple(
-        size - int(_available_spread(config, term).down) for size, term in zip(available, terms, strict=True)
-    )
+    return tuple(size - int(_available_spread(config, term).down) for size, term in zip(available, terms, strict=True))
 
 
 def _used(per_gpu: PerGpu, confidence: Confidence) -> int:
@@ -252,14 +254,19 @@ def _device_rejection(per_gpu: PerGpu, used: int) -> Rejection:
     )
 
 
-def _slack_warning(per_gpu: PerGpu, rejection: Rejection | None) -> tuple[str, ...]:
+def _slack_warning(
+    deployment: Deployment, stage: int, per_gpu: PerGpu, rejection: Rejection | None, workload: MediaWorkload | None
+) -> tuple[str, ...]:
     need = per_gpu.used_after_startup_bytes + per_gpu.vision_encoder_runtime_peak_bytes
     if rejection is not None or need <= per_gpu.total_memory_bytes:
         return ()
+    advice = limits_sentence(deployment.model, deployment.shares[stage], deployment.config, workload)
     return (
-        f"starts, but a full media batch needs {format_gib(per_gpu.vision_encoder_runtime_peak_bytes)} for the vision encoder "
-        f"and only {format_gib(per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes)} is left on the device; lower "
+        f"starts, but a full media batch needs {format_gib(per_gpu.vision_encoder_runtime_peak_bytes)} for the vision "
+        f"encoder and only {format_gib(per_gpu.total_memory_bytes - per_gpu.used_after_startup_bytes)} is left on the "
+        "device; lower "
         "--gpu-memory-utilization, --limit-mm-per-prompt or max_pixels",
+        *((advice,) if advice else ()),
     )
 
 

@@ -37,7 +37,7 @@ def checkpoint_warning(model: ModelSpec, config: EngineConfig) -> str | None:
     if abs(difference) <= TOLERANCE * model.checkpoint_bytes:
         return None
     return (
-        f"the checkpoint's files hold {format_gib(model.checkpoint_bytes)}, but {format_gib(predicted)} of parameters are "
-        f"predicted ({100 * difference / model.checkpoint_bytes:+.1f} %): tied or unloaded tensors, another dtype, or a "
-        "config that is not this checkpoint's"
+        f"the checkpoint's files hold {format_gib(model.checkpoint_bytes)}, but {format_gib(predicted)} of parameters "
+        f"are predicted ({100 * difference / model.checkpoint_bytes:+.1f} %): tied or unloaded tensors, another dtype, "
+        "or a config that is not this checkpoint's"
     )

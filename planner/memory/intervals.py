@@ -2,8 +2,8 @@
 
 On the verified release and the measured compute capability a term spreads as far as it did between boots. Elsewhere
 the margins are wider, set above what the published figures of other releases and cards show (docs/published.md):
-weights 0.5 % and 32 MiB, peak activation 6 % and 32 MiB, captured graphs 40 %, the CUDA context a quarter up and a half down.
-Plain arithmetic: ints or numpy arrays.
+weights 0.5 % and 32 MiB, peak activation 6 % and 32 MiB, captured graphs 40 %, the CUDA context a quarter up and a half
+down. Plain arithmetic: ints or numpy arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Spread(Struct, frozen=True):
 
 
 class Spreads(Struct, frozen=True):
-    """Of the terms of one rank."""
+    """Of the terms of one rank. `residual` and `unexplained`: of the device's and the engine's sum beside the terms."""
 
     weights: Spread
     peak: Spread
@@ -53,11 +53,12 @@ class Spreads(Struct, frozen=True):
     graph_actual: Spread
     context: Spread
     residual: Spread
+    unexplained: Spread
 
     @property
     def engine(self) -> Spread:
         """Of what the engine subtracts from its budget."""
-        return self.weights + self.peak + self.non_torch + self.graph_estimate
+        return self.weights + self.peak + self.non_torch + self.graph_estimate + self.unexplained
 
     @property
     def device(self) -> Spread:
@@ -79,7 +80,7 @@ class Spreads(Struct, frozen=True):
 
 CERTAIN = Spreads(
     weights=Spread(), peak=Spread(), non_torch=Spread(), graph_estimate=Spread(), graph_actual=Spread(),
-    context=Spread(), residual=Spread(),
+    context=Spread(), residual=Spread(), unexplained=Spread(),
 )  # fmt: skip
 """Every term at its expected value."""
 
@@ -97,6 +98,7 @@ def spreads(
         graph_actual=_actual(share, config) if known else Spread(actual * 2 // 5, actual * 2 // 5),
         context=Spread() if known else Spread(context // 2, context // 4),
         residual=_of(measured.USED_RESIDUAL),
+        unexplained=_of(measured.ENGINE_RESIDUAL),
     )
 
 

@@ -187,6 +187,7 @@ def describe(architecture: str) -> Callable[[ConfigView], Architecture]:
     except KeyError:
         close = difflib.get_close_matches(architecture, ARCHITECTURES, 1)
         hint = f" (closest known: {close[0]})" if close else ""
-        raise UnsupportedError("architecture", f"architecture {architecture} is not supported by this planner{hint}") from None
+        message = f"architecture {architecture} is not supported by this planner{hint}"
+        raise UnsupportedError("architecture", message) from None
     found: Callable[[ConfigView], Architecture] = getattr(import_module(f"{_HOME}.{module}"), function)
     return found

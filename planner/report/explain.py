@@ -1,4 +1,4 @@
-"""Each figure of an estimate with its formula, the numbers put in, and its source, so that a person can redo it by hand."""
+"""Each figure of an estimate with its formula, the numbers put in and its source: a person can redo it by hand."""
 
 from __future__ import annotations
 
@@ -178,7 +178,8 @@ def _profile_parts(deployment: Deployment, stage: int) -> list[Figure]:
     source = "the tensors alive in each part of the profile run"
     figures = [
         Figure(
-            "profile_run_parts", peaks[highest], "bytes", f"the highest part is the {highest}; the lower ones cost nothing more",
+            "profile_run_parts", peaks[highest], "bytes",
+            f"the highest part is the {highest}; the lower ones cost nothing more",
             f"T = {tokens:,}, S = {seqs:,} (max_num_seqs, at most T)", source,
             tuple(Part(name, "", size) for name, size in peaks.items()),
         )
@@ -186,7 +187,8 @@ def _profile_parts(deployment: Deployment, stage: int) -> list[Figure]:
     if freed:
         figures.append(
             Figure(
-                "profile_run_relief", max(item.freed_bytes for item in freed), "bytes", "what a flag takes off the highest part",
+                "profile_run_relief", max(item.freed_bytes for item in freed), "bytes",
+                "what a flag takes off the highest part",
                 "peak with the flags as they are - peak with the flag", source,
                 tuple(Part(item.flags, "frees", item.freed_bytes) for item in freed),
             )
@@ -279,7 +281,8 @@ def _cache(deployment: Deployment, stage: int, estimate: Estimate) -> list[Figur
             cache.bytes_per_block,
             "bytes",
             "page size x layers of the largest group",
-            f"{pool.groups[0].page_size_bytes if pool.groups else 0:,} x {max((group.num_layers for group in pool.groups), default=0)}",
+            f"{pool.groups[0].page_size_bytes if pool.groups else 0:,} x "
+            f"{max((group.num_layers for group in pool.groups), default=0)}",
             "vLLM 0.26.0 v1/core/kv_cache_utils.py:990, v1/kv_cache_interface.py:176",
             parts,
         ),
@@ -320,7 +323,8 @@ def _cache(deployment: Deployment, stage: int, estimate: Estimate) -> list[Figur
 def _page(group: KVGroup, dtype: str) -> str:
     if not group.num_kv_heads or group.kind == "mamba":
         return "sum of the layer's state tensors, padded to the pool's page"
-    return f"block {group.block_size} x {group.num_kv_heads} KV heads x head size {group.head_size} (keys and values), {dtype}"
+    heads = f"{group.num_kv_heads} KV heads x head size {group.head_size} (keys and values)"
+    return f"block {group.block_size} x {heads}, {dtype}"
 
 
 def _device(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure]:

@@ -39,4 +39,6 @@ def is_on_stage(module: Module, pp_rank: int, stages: int, layers: range) -> boo
         return placement in layers
     if isinstance(module, LMHead) and placement != "every":
         return pp_rank == stages - 1
-    return placement == "every" or (placement == "first" and pp_rank == 0) or (placement == "last" and pp_rank == stages - 1)
+    if placement == "every":
+        return True
+    return pp_rank == (0 if placement == "first" else stages - 1)

@@ -36,8 +36,9 @@ class LayerKVSpec(Struct, frozen=True, kw_only=True):
 
     `num_kv_heads` is the rank's. `dtype` the cache tensors'. `window` the sliding window or chunk. For "mamba",
     `state_shapes` and `state_dtypes` are one request's on this rank; page_size_bytes is their sum before padding.
-    `cache_dtype` is the kv-cache-dtype flag's value where the layout depends on it ("fp8_ds_mla", "int8_per_token_head");
-    an indexer's cache is an "mla_attention" layer of its own, with cache_dtype "auto". `head_size_v` 0: as head_size.
+    `cache_dtype` is the kv-cache-dtype flag's value where the layout depends on it ("fp8_ds_mla",
+    "int8_per_token_head"); an indexer's cache is an "mla_attention" layer of its own, with cache_dtype "auto".
+    `head_size_v` 0: as head_size.
     `block_size` is set only by caches that choose their own (DeepSeek-V4's windows and compressor states);
     `compress_ratio`, `alignment_bytes` and `model_version` ("deepseek_v4") are those of vLLM's MLA specs.
     `chunk_size` is the "mamba" kernel's chunk (ModelConfig.get_mamba_chunk_size), used by mamba_cache_mode "all".

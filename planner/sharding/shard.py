@@ -421,12 +421,14 @@ def kv_heads_per_rank(total_num_kv_heads: int, tp: int) -> int:
         if total_num_kv_heads % tp:
             raise reject(
                 "heads_divisibility",
-                f"{total_num_kv_heads} key-value heads cannot be divided by tensor parallel size {tp} (assert total_num_kv_heads % tp_size == 0)",
+                f"{total_num_kv_heads} key-value heads cannot be divided by tensor parallel size {tp} "
+                "(assert total_num_kv_heads % tp_size == 0)",
             )
         return total_num_kv_heads // tp
     if tp % total_num_kv_heads:
         raise reject(
             "heads_divisibility",
-            f"{total_num_kv_heads} key-value heads cannot be replicated over tensor parallel size {tp} (assert tp_size % total_num_kv_heads == 0)",
+            f"{total_num_kv_heads} key-value heads cannot be replicated over tensor parallel size {tp} "
+            "(assert tp_size % total_num_kv_heads == 0)",
         )
     return 1

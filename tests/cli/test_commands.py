@@ -219,9 +219,11 @@ def test_start_up_stays_light(vplan, small, command):
     """No heavy package is imported on the way to a JSON answer."""
     program = (
         "import sys; from planner.cli.main import main; "
-        f"code = main(['{command}', '--model', {str(small)!r}, '--gpus', 'l4:1', '--format', 'json', '--output', '/dev/null']); "
+        f"code = main(['{command}', '--model', {str(small)!r}, '--gpus', 'l4:1', '--format', 'json', "
+        "'--output', '/dev/null']); "
         "assert code == 0; "
-        "bad = [name for name in ('pandas', 'matplotlib', 'torch', 'vllm', 'transformers', 'huggingface_hub') if name in sys.modules]; "
+        "heavy = ('pandas', 'matplotlib', 'torch', 'vllm', 'transformers', 'huggingface_hub'); "
+        "bad = [name for name in heavy if name in sys.modules]; "
         "assert not bad, bad"
     )
     import subprocess

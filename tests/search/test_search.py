@@ -21,7 +21,8 @@ VERSION = "0.26.0"
 
 def tiny(layers: int = 4, heads: int = 8, kv_heads: int = 4, hidden: int = 1024, vocab: int = 32000) -> ModelSpec:
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": 4 * hidden,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
         "num_attention_heads": heads, "num_hidden_layers": layers, "num_key_value_heads": kv_heads, "vocab_size": vocab,
         "max_position_embeddings": 32768, "torch_dtype": "bfloat16", "hidden_act": "silu",
     }  # fmt: skip

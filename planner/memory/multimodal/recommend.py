@@ -15,6 +15,7 @@ from planner.memory.program import Program
 from planner.model.spec import ModelSpec
 from planner.model.vision_spec import DynamicPatches, Modality, VisionSpec
 from planner.sharding.rank import RankShare
+from planner.units import format_gib
 
 
 class MediaLimitsAdvice(Struct, frozen=True, kw_only=True):
@@ -60,6 +61,27 @@ def recommend_limits(
         worst_peak_bytes_after=encoder_runtime_peak_bytes(model, share, after),
         profile_peak_bytes=_profile_peak(model, share, config),
         profile_peak_bytes_after=_profile_peak(model, share, after),
+    )
+
+
+_MODEST = MediaWorkload(images=1, image_size=(1024, 1024))
+
+
+def limits_sentence(
+    model: ModelSpec, share: RankShare, config: EngineConfig, workload: MediaWorkload | None
+) -> str | None:
+    """The flags that keep the encoder at the workload (None: one image of 1024 x 1024 pixels a request), and the bytes
+    they save. None where they save nothing or the model takes no images."""
+    if workload is None and (model.vision is None or "image" not in model.vision.modalities):
+        return None
+    advice = recommend_limits(model, share, config, workload or _MODEST)
+    if advice.saved_bytes <= 0:
+        return None
+    kwargs = f" --mm-processor-kwargs '{advice.mm_processor_kwargs}'" if advice.mm_processor_kwargs else ""
+    what = "the stated media" if workload else "one image of 1024x1024 a request"
+    return (
+        f"for {what}, --limit-mm-per-prompt '{advice.limit_mm_per_prompt}'{kwargs} makes that "
+        f"{format_gib(advice.worst_peak_bytes_after)}, {format_gib(advice.saved_bytes)} less than requests can ask now"
     )
 
 
