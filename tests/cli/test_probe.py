@@ -21,7 +21,8 @@ class NvmlError(Exception):
 
 def h200(processes=()):
     return {
-        "name": b"NVIDIA H200", "mib": 143771, "capability": (9, 0), "uuid": "GPU-1", "used": 5 * MIB, "links": [1] * 18,
+    card = {"name": "NVIDIA GeForce RTX 4090", "mib": 24564, "capability": (8, 9), "used": 0, "path": "HOSTBRIDGE"}
+    return card
         "ecc": (1, 1), "errors": 0, "mig": (0, 0), "processes": list(processes), "path": "SYSTEM",
     }  # fmt: skip
 
