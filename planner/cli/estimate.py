@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +15,9 @@ from planner.errors import InputError
 from planner.memory.assess import Assessment
 from planner.memory.result import Estimate
 from planner.serve.command import serve_argv, shell_command
-from planner.serve.parse import RefusedCommand, parse_command
+
+if TYPE_CHECKING:
+    from planner.serve.parse import RefusedCommand
 
 
 @planning_options(required=False)
@@ -40,6 +42,8 @@ def estimate(
     if command is None:
         assessment = _assess(request)
     else:
+        from planner.serve.parse import RefusedCommand
+
         try:
             request, notes = _from_command(command, request)
             assessment = _assess(request, notes)
@@ -75,6 +79,8 @@ def _assess(request: api.Request, notes: tuple[str, ...] = ()) -> Assessment:
 
 def _from_command(command: str, beside: api.Request) -> tuple[api.Request, tuple[str, ...]]:
     """The request that a pasted command makes; what is given beside it wins over what is in it."""
+    from planner.serve.parse import parse_command
+
     parsed = parse_command(command, beside.vllm_version)
     given = {name: getattr(parsed.args, name) for name in parsed.given}
     given |= {name: getattr(beside.args, name) for name in beside.given}

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 from typer.exceptions import Exit, TyperException
 
-from planner.cli import calibrate, catalog, compare, estimate, explain, fit, report, select, sweep, verify
 from planner.errors import PlannerError
 
-app = typer.Typer(
-    name="vplan",
-    help="Plan GPU memory for vLLM: a model's config.json in, a ledger and a launch command out.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("fit")(fit.fit)
-app.command("estimate")(estimate.estimate)
-app.command("explain")(explain.explain)
-app.command("verify")(verify.verify)
-app.command("calibrate")(calibrate.calibrate)
-app.command("report")(report.report)
-app.command("select")(select.select)
-app.command("sweep")(sweep.sweep)
-app.command("compare")(compare.compare)
-app.add_typer(catalog.app, name="catalog")
+COMMANDS = ("fit", "estimate", "explain", "verify", "calibrate", "report", "select", "sweep", "compare", "catalog")
+"""Each is a function in the module of its name in `planner.cli`, or a group of commands there named `app`."""
+
+
+def application(names: Sequence[str] = COMMANDS) -> typer.Typer:
+    """The program with these commands. Only their modules are imported: a command needs few of the planner's parts."""
+    app = typer.Typer(
+        name="vplan",
+        help="Plan GPU memory for vLLM: a model's config.json in, a ledger and a launch command out.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_no_options)
+    for name in names:
+        module = import_module(f"planner.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(getattr(module, name))
+    return app
+
+
+def _no_options() -> None:
+    """Keeps a program of one command from taking that command's place."""
 
 
 def run() -> None:
@@ -39,6 +48,7 @@ def run() -> None:
 def main(argv: list[str]) -> int:
     """Run one command line; the exit code of shared contract: 0 fits, 1 does not, 2 input, 3 unsupported, 4 outside."""
     try:
+        app = application(argv[:1] if argv[:1] and argv[0] in COMMANDS else COMMANDS)
         code = app(args=argv, prog_name="vplan", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except Exit as stop:
