@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of, profile_program
@@ -23,8 +25,13 @@ from planner.memory.step import Step
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
+from planner.units import MIB
 
 _DEFAULT_SM_COUNT = 132
+_CUSTOM_REDUCE_BYTES = {2: 8 * MIB, 4: 8 * MIB, 6: MIB // 2, 8: MIB // 4}
+_SYMMETRIC_BYTES = {2: 64 * MIB, 4: 32 * MIB, 6: 64 * MIB, 8: 64 * MIB}
+_NCCL_ALLOWANCE_BYTES = 1024 * MIB
+"""For NCCL's multicast buffers and further channels among more than two GPUs, which no boot here had."""
 _OVERLAP_TOKENS = 256
 """VLLM_SHARED_EXPERTS_STREAM_TOKEN_THRESHOLD's default: batches up to it run shared experts on a second stream."""
 _DECODE_TOKENS = {"FLASH_ATTN_MLA": 512, "FLASHMLA": 128}
@@ -82,10 +89,12 @@ class Boot:
         return self.allocator.reserved_bytes + graph_bytes + self._pipeline_bytes()
 
     def _pipeline_bytes(self) -> int:
-        """What NCCL takes outside PyTorch when stages first send to each other, which is while the engine warms up."""
-        if self.share.pipeline_parallel_size == 1:
-            return 0
-        return (measured.PIPELINE_NCCL_LAST if self._last else measured.PIPELINE_NCCL_FIRST).value
+        """What NCCL takes outside PyTorch when stages first send to each other, which is while the engine warms up.
+        A stage in the middle has both neighbours."""
+        stages, first = self.share.pipeline_parallel_size, self.share.pp_rank == 0
+        before = 0 if first else measured.PIPELINE_NCCL_LAST.value
+        after = 0 if self._last else measured.PIPELINE_NCCL_FIRST.value
+        return before + after if stages > 1 else 0
 
     def _autotune(self) -> None:
         """FlashInfer's autotuner runs the model once more over a full batch, attention included (from Hopper on)."""
@@ -183,14 +192,34 @@ class Boot:
 
 
 def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
-    """In use on the GPU before the first buffer: CUDA's context, and with several GPUs their communicators."""
-    if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
+    """In use on the GPU before the first buffer: CUDA's context, and with several GPUs their communicators.
+
+    Measured with one and two GPUs. With more, the buffers whose sizes vLLM's source gives are exchanged, and the high
+    end allows for what no source gives.
+    """
+    tensor, pipeline = config.tensor_parallel_size, config.pipeline_parallel_size
+    if tensor * pipeline == 1:
         return measured.CUDA_CONTEXT
-    if config.tensor_parallel_size == 1:
-        return measured.CUDA_CONTEXT_PP2
-    if model.is_moe:
-        return measured.CUDA_CONTEXT_TP2_MOE
-    return measured.CUDA_CONTEXT_TP2_V2
+    pair = measured.CUDA_CONTEXT_TP2_MOE if model.is_moe else measured.CUDA_CONTEXT_TP2_V2
+    if tensor == 1:
+        pair = measured.CUDA_CONTEXT_PP2
+    if tensor * pipeline == 2:
+        return pair
+    value = pair.value
+    if tensor > 1:
+        value += _reduction_buffer_bytes(tensor) - _reduction_buffer_bytes(2)
+        if pipeline > 1:
+            value += (measured.CUDA_CONTEXT_PP2.value - measured.CUDA_CONTEXT.value) // 2
+    what = f"derived for {tensor * pipeline} GPUs from two: {pair.what}"
+    return replace(pair, value=value, low=value, high=value + _NCCL_ALLOWANCE_BYTES, count=0, what=what)
+
+
+def _reduction_buffer_bytes(tp: int) -> int:
+    """Buffers that vLLM sizes by the number of GPUs: two of custom all-reduce, and one in symmetric memory.
+
+    Source: vLLM 0.26.0 distributed/device_communicators/all_reduce_utils.py:30, custom_all_reduce.py:59, Hopper's rows.
+    """
+    return 2 * _CUSTOM_REDUCE_BYTES.get(tp, 0) + _SYMMETRIC_BYTES.get(tp, 0)
 
 
 def non_torch_bytes(config: EngineConfig) -> int:
