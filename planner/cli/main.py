@@ -12,7 +12,10 @@ from typer.exceptions import Exit, TyperException
 
 from planner.errors import PlannerError
 
-COMMANDS = ("fit", "estimate", "explain", "verify", "calibrate", "report", "select", "sweep", "compare", "catalog")
+COMMANDS = (
+    "fit", "estimate", "explain", "verify", "calibrate", "report", "select", "sweep", "compare", "doctor", "probe",
+    "monitor", "catalog",
+)  # fmt: skip
 """Each is a function in the module of its name in `planner.cli`, or a group of commands there named `app`."""
 
 

@@ -20,22 +20,13 @@ class NvmlError(Exception):
 
 
 def h200(processes=()):
-    return {
-    card = {"name": "NVIDIA GeForce RTX 4090", "mib": 24564, "capability": (8, 9), "used": 0, "path": "HOSTBRIDGE"}
-    return card
-        "ecc": (1, 1), "errors": 0, "mig": (0, 0), "processes": list(processes), "path": "SYSTEM",
-    }  # fmt: skip
+    card = {"name": b"NVIDIA H200", "mib": 143771, "capability": (9, 0), "uuid": "GPU-1", "path": "SYSTEM"}
+    told = {"ecc": (1, 1), "errors": 0, "mig": (0, 0), "processes": list(processes), "links": [1] * 18}
+    return {**card, **told, "used": 5 * MIB}
 
 
 def rtx4090():
-    return {
-        "name": "NVIDIA GeForce RTX 4090",
-        "mib": 24564,
-        "capability": (8, 9),
-        "uuid": "GPU-2",
-        "used": 0,
-        "path": "HOSTBRIDGE",
-    }
+    return {"name": "NVIDIA GeForce RTX 4090", "mib": 24564, "capability": (8, 9), "used": 0, "path": "HOSTBRIDGE"}
 
 
 def fake_nvml(cards, *, peer=True, nvlink=False):
