@@ -14,12 +14,14 @@ from planner.memory.multimodal.encoder import encoder_peak_bytes, encoder_progra
 from planner.memory.multimodal.gemma4_tower import encoder_chunk
 from planner.memory.multimodal.kwargs import NO_KWARGS
 from planner.memory.multimodal.media import media_item
+from planner.memory.multimodal.recommend import limits_sentence
 from planner.memory.multimodal.shaped import ChunkRule
+from planner.memory.multimodal.workload import encoder_runtime_peak_bytes
 from planner.memory.program import Program
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles
 from planner.model.vision_spec import DynamicPatches, Tiles
-from planner.units import GIB, MIB
+from planner.units import GIB, MIB, format_gib
 
 GEMMA4 = "google__gemma-4-26B-A4B"
 OMNI = "made__q3omni"
@@ -166,3 +168,19 @@ def test_attention_of_pytorch_joins_its_sequences() -> None:
     assert "attention output of each sequence" in names[0] - names[1]
     assert "softmax log-sum-exp" in names[1] - names[0]
     assert "partial attention outputs" not in names[1]
+
+
+def test_advice_names_the_flags_and_the_bytes_they_save() -> None:
+    model = media_model("Qwen__Qwen2.5-VL-7B-Instruct")
+    config = media_config(model)
+    share = first_share(model, config)
+    sentence = limits_sentence(model, share, config, None)
+    assert sentence is not None
+    flags = """--limit-mm-per-prompt '{"image": 1, "video": 0}' --mm-processor-kwargs '{"max_pixels": 1073296}'"""
+    assert flags in sentence
+    after = config.model_copy(
+        update={"mm_limits": (("image", 1), ("video", 0)), "mm_processor_kwargs": '{"max_pixels": 1073296}'}
+    )
+    saved = encoder_runtime_peak_bytes(model, share, config) - encoder_runtime_peak_bytes(model, share, after)
+    assert format_gib(saved) in sentence
+    assert limits_sentence(model, share, after, None) is None
