@@ -37,12 +37,14 @@ class Diagnosis:
 def diagnose(log: Log) -> Diagnosis:
     """The failures of a log, by rank: what stops an engine before what follows from it, before requests and warnings.
 
-    Among causes the first in the log counts; symptoms go by the order of the table.
+    Among causes the first in the log counts; symptoms go by the order of the table. An error that the engine's start
+    came after was none (vLLM prints the tracebacks of kernels that it then does without); one after the start counts.
     """
     found = [(_order(index, item, position), finding) for index, item, position, finding in _candidates(log)]
     if found:
         return Diagnosis("recognised", tuple(finding for _, finding in sorted(found, key=lambda pair: pair[0])))
-    healthy = HEALTHY.search(log.body) and not ERROR.search(log.body)
+    started = HEALTHY.search(log.body)
+    healthy = started is not None and not ERROR.search(log.body, started.start())
     return Diagnosis("healthy" if healthy else "unknown")
 
 

@@ -128,6 +128,13 @@ def test_out_of_memory_is_placed_by_the_last_stage_not_by_old_lines() -> None:
     assert answer(started.split("INFO Graph")[0] + failed) == "oom_graph_capture"
 
 
+def test_a_traceback_that_the_start_came_after_is_no_failure() -> None:
+    survived = "WARNING 11-22 06:04:49 [m.py:1] NotImplementedError: SM90 GDN prefill DSL kernel is unavailable\n"
+    started = "INFO 11-22 06:05:05 [core.py:347] init engine (profile, create kv cache, warmup model) took 16.84 s\n"
+    assert answer(survived + started) == "healthy"
+    assert answer(started + survived) == "unknown"
+
+
 def test_every_entry_of_the_table_can_be_told() -> None:
     ids = [item.id for item in FAILURES]
     assert len(ids) == len(set(ids))
