@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from media_cases import DATA, first_share, media_config, media_model
+from msgspec.structs import replace
 
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.deepseek_ocr import OcrRule
@@ -91,7 +92,7 @@ def test_omni_keeps_deepstack_states_until_the_last_block() -> None:
     assert model.vision.encoder is not None
     config = media_config(model)
     image = media_item(model.vision, "image", width=1024, height=1024)
-    merged_early = model.model_copy(update={"vision": model.vision.model_copy(update={"family": "Qwen3VL"})})
+    merged_early = replace(model, vision=replace(model.vision, family="Qwen3VL"))
     late, early = (encoder_peak_bytes(one, first_share(one, config), config, [image]) for one in (model, merged_early))
     assert late > early
 
