@@ -85,9 +85,10 @@ class TowerRun:
             held.append(self.tensor("query, key and value of all ranks", 3 * width))
             self.p.free(parts)
         held += self._rotate(rank)
-        parts = None if tower.flash or tower.transposes else self.tensor("attention output of each sequence", rank)
+        joins = not (tower.flash or tower.transposes)
+        parted = self.tensor("attention output of each sequence", rank) if joins else None
         output = self.tensor("attention output", rank)
-        self.p.free(parts)
+        self.p.free(parted)
         if tower.flash:
             self._flash_scratch(tower.heads // tower.tp)
         if tower.transposes:
