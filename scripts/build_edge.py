@@ -57,7 +57,7 @@ def agreement(record: dict[str, Any]) -> str:
 
 
 def measured_terms(record: dict[str, Any]) -> dict[str, int]:
-    """The ledger of the rank with the least cache, and what the engine took of its card; nothing if it did not start."""
+    """The ledger of the rank with the least cache, and what it took of its card; nothing if it did not start."""
     if record["outcome"] != "started":
         return {}
     rank, before = min(

@@ -15,7 +15,7 @@ from msgspec import Struct
 from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
 from planner.memory.constants import Measured
-from planner.memory.device import non_torch_terms
+from planner.memory.device import cuda_context_bytes, non_torch_terms
 from planner.memory.graphs import captured_graphs, estimate_terms
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
@@ -96,7 +96,7 @@ def spreads(
         non_torch=_sum(1, non_torch_terms(config)),
         graph_estimate=_estimate(model, share, config),
         graph_actual=_actual(share, config) if known else Spread(actual * 2 // 5, actual * 2 // 5),
-        context=Spread() if known else Spread(context // 2, context // 4),
+        context=_of(cuda_context_bytes(model, config)) if known else Spread(context // 2, context // 4),
         residual=_of(measured.USED_RESIDUAL),
         unexplained=_of(measured.ENGINE_RESIDUAL),
     )

@@ -69,6 +69,25 @@ def test_weights_are_exact_to_a_few_mib(predictions):
     assert not {name: value for name, value in found.items() if abs(value) > 0.02}
 
 
+def test_what_is_used_before_the_first_buffer_is_known_for_every_number_of_gpus(predictions):
+    found = {
+        (row["tp"], row["pp"], row["name"]): estimate.per_gpu.cuda_context_bytes
+        - (int(row["total_bytes"]) - int(row["init_free_bytes"]))
+        for row, estimate in zip(ROWS, predictions, strict=True)
+        if row["init_free_bytes"]
+    }
+    assert {gpus[:2] for gpus in found} == {("1", "1"), ("2", "1"), ("1", "2"), ("4", "1")}
+    assert not {name: value for name, value in found.items() if value}
+
+
+def test_every_rank_is_the_same():
+    with (ROOT / "measurements" / "h200_vllm0.26.0_2026-11-22_per_rank.csv").open(encoding="utf-8", newline="") as file:
+        ranks = [row for row in csv.DictReader(file) if row["pp"] == "1"]
+    first = {row["name"]: row for row in ROWS}
+    assert {row["tp"] for row in ranks} == {"2", "4"}
+    assert all(row["available_kv_bytes"] == first[row["name"]]["available_kv_bytes"] for row in ranks)
+
+
 def test_committed_matrix_has_every_boot():
     with (ROOT / "verification" / f"{matrix.NAME}.csv").open(encoding="utf-8", newline="") as file:
         committed = [row["name"] for row in csv.DictReader(file)]
