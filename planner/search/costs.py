@@ -20,8 +20,11 @@ from planner.memory.measured_constants import GRAPH_NODE_BYTES
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
 from planner.memory.runtime import encoder_peak, retained_bytes, thin
+from planner.model.spec import ModelSpec
+from planner.sharding.rank import RankShare
 
 Ints = npt.NDArray[np.int64]
+_Thinned = tuple[ModelSpec, RankShare]
 
 MANY_BLOCKS = 1 << 20
 """More blocks than any warm-up asks for: the allocator then retains what it would in a pool of any useful size."""
@@ -86,14 +89,15 @@ def _stage(
     config = deployment.config
     last = index == len(deployment.shares) - 1
     weights = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
-    peak = peak_activation_bytes(activation_stages(*thin(model, share), config), tokens, seqs)
+    thinned = thin(model, share)
+    peak = peak_activation_bytes(activation_stages(*thinned, config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
     state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
     configs = [_at(deployment, args, int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
     outside = np.full(len(seqs), non_torch_bytes(config), dtype=np.int64)
     context = np.full(len(seqs), cuda_context_bytes(model, config).value, dtype=np.int64)
     estimate = np.array([cuda_graph_estimate_bytes(model, share, item) for item in configs], dtype=np.int64)
-    actual = _graphs(deployment, index, configs)
+    actual = _graphs(thinned, len(share.layers), configs)
     resident = context + outside + weights + state
     spread = spreads(model, share, config, weights, peak, actual, context) if confidence == "safe" else CERTAIN
     return StageCosts(
@@ -105,28 +109,28 @@ def _stage(
         + also_counted(ledger_rule(config), state, context)
         + spread.engine.up,
         context=context,
-        beside_cache=resident + actual + _retained(deployment, args, index, seqs, tokens) + spread.held,
+        beside_cache=resident + actual + _retained(deployment, args, index, thinned, seqs, tokens) + spread.held,
         profile_peak=resident + peak + spread.profile.up,
-        encoder=_encoder(deployment, index, configs, workload),
+        encoder=_encoder(thinned, configs, workload),
     )
 
 
-def _encoder(deployment: Deployment, index: int, configs: list[EngineConfig], workload: MediaWorkload | None) -> Ints:
+def _encoder(thinned: _Thinned, configs: list[EngineConfig], workload: MediaWorkload | None) -> Ints:
     """The encoder's peak for each max_num_batched_tokens, with the most sequences: they can only fill its batch."""
     fullest: dict[int, EngineConfig] = {}
     for config in configs:
         known = fullest.get(config.max_num_batched_tokens)
         if known is None or config.max_num_seqs > known.max_num_seqs:
             fullest[config.max_num_batched_tokens] = config
-    model, share = thin(deployment.model, deployment.shares[index])
+    model, share = thinned
     peaks = {tokens: encoder_peak(model, share, config, workload)[0] for tokens, config in fullest.items()}
     return np.array([peaks[config.max_num_batched_tokens] for config in configs], dtype=np.int64)
 
 
-def _graphs(deployment: Deployment, index: int, configs: list[EngineConfig]) -> Ints:
+def _graphs(thinned: _Thinned, num_layers: int, configs: list[EngineConfig]) -> Ints:
     """Graph memory of each configuration; those that capture the same sizes cost the same."""
-    model, share = thin(deployment.model, deployment.shares[index])
-    missing = len(deployment.shares[index].layers) - len(share.layers)
+    model, share = thinned
+    missing = num_layers - len(share.layers)
     known: dict[tuple[int, ...], int] = {}
     sizes = []
     for config in configs:
@@ -138,8 +142,10 @@ def _graphs(deployment: Deployment, index: int, configs: list[EngineConfig]) -> 
     return np.array(sizes, dtype=np.int64)
 
 
-def _retained(deployment: Deployment, args: EngineArgs, index: int, seqs: Ints, tokens: Ints) -> Ints:
-    model, share = thin(deployment.model, deployment.shares[index])
+def _retained(
+    deployment: Deployment, args: EngineArgs, index: int, thinned: _Thinned, seqs: Ints, tokens: Ints
+) -> Ints:
+    model, share = thinned
     seq_anchors, token_anchors = _anchors(seqs, 4), _anchors(tokens, 2)
     table = np.empty((len(token_anchors), len(seq_anchors)))
     for row, other in enumerate(token_anchors):

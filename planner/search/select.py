@@ -34,6 +34,9 @@ from planner.values import Rejected, Rejection
 
 TENSOR_PARALLEL = (1, 2, 4, 8, 16)
 
+_READ_THE_CARDS_MEMORY = ("Gemma4",)
+"""Families whose towers choose their batch by the card's memory (planner.memory.multimodal.run_tower)."""
+
 _WHY = {
     "startup_memory": "the CUDA context leaves less than any budget tried",
     "weights": "the weights do not fit the card",
@@ -77,8 +80,12 @@ class Choice:
 
 @dataclass(slots=True)
 class _Split:
-    """The weights of one layout, split once for all cards that store them alike. `probe`: two layers of each kind."""
+    """The weights of one layout, split once for all cards that store them alike.
 
+    `small`: the model with two layers of each kind; `probe`: its split.
+    """
+
+    small: ModelSpec
     probe: tuple[RankShare, ...]
     deployment: Deployment
     weights_bytes: tuple[int, ...]
@@ -102,7 +109,7 @@ class _Judge:
         pool = GpuPool(spelling=f"{gpu.name}:{tp}", gpu=gpu, count=tp, nodes=pp)
         try:
             config = resolve(self.model, gpu, args, self.vllm_version)
-            shared = config.model_copy(update={"sm_count": self.most_sms.get(gpu.compute_capability), "warnings": ()})
+            shared = self._shared(config, gpu)
             found = self.known.get(shared)
             if found is None:
                 found = self.known[shared] = self._deployed(pool, shared)
@@ -124,6 +131,14 @@ class _Judge:
             self.costs[shared] = costs, engine_load(deployment)
         return self._fit(replace(deployment, gpus=pool), *self.costs[shared])
 
+    def _shared(self, config: EngineConfig, gpu: GpuSpec) -> EngineConfig:
+        """The configuration by which cards share work: what is a card's own and touches no ledger is left out."""
+        own = self.model.vision is not None and self.model.vision.family in _READ_THE_CARDS_MEMORY
+        sms = self.most_sms.get(gpu.compute_capability)
+        return config.model_copy(
+            update={"sm_count": sms, "warnings": (), "gpu_memory_bytes": config.gpu_memory_bytes if own else 0}
+        )
+
     def _deployed(self, pool: GpuPool, config: EngineConfig) -> tuple[Deployment, tuple[int, ...]] | Rejection:
         try:
             split = self._split(pool, config)
@@ -136,15 +151,14 @@ class _Judge:
         splits = self.splits.setdefault((config.tensor_parallel_size, config.pipeline_parallel_size), [])
         probe: tuple[RankShare, ...] = ()
         if splits:
-            small, _ = thin(self.model, splits[0].deployment.shares[0])
-            probe = shard_stages(small, config)
+            probe = shard_stages(splits[0].small, config)
             for split in splits:
                 if split.probe == probe:
                     return split
         deployment = deploy(self.model, pool, config)
-        small, _ = thin(self.model, (splits[0].deployment if splits else deployment).shares[0])
+        small = splits[0].small if splits else thin(self.model, deployment.shares[0])[0]
         weights = tuple(weights_memory_bytes(share) for share in deployment.shares)
-        splits.append(_Split(probe or shard_stages(small, config), deployment, weights))
+        splits.append(_Split(small, probe or shard_stages(small, config), deployment, weights))
         return splits[-1]
 
     def _fit(self, deployment: Deployment, costs: Costs, load: EngineLoad) -> EngineFit | Rejection:
