@@ -9,7 +9,15 @@ from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import PatchRule
 from planner.memory.multimodal.rule import MediaRule
-from planner.memory.multimodal.shaped import ChunkRule, EdgeRule, Gemma4Rule, GlmRule, KimiRule, PaddleRule
+from planner.memory.multimodal.shaped import (
+    ChunkRule,
+    EdgeRule,
+    Gemma4Rule,
+    GlmRule,
+    KimiRule,
+    MiniMaxRule,
+    PaddleRule,
+)
 from planner.memory.multimodal.sound import SoundRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule
 from planner.model.vision_spec import (
@@ -38,6 +46,7 @@ _SHAPED: dict[str, tuple[type[PatchRule], tuple[str, ...]]] = {
     "KimiVL": (KimiRule, ("in_token_limit",)),
     "PaddleOCRVL": (PaddleRule, _PIXEL_KEYS),
     "Gemma4": (Gemma4Rule, ("max_soft_tokens",)),
+    "MiniMaxM3": (MiniMaxRule, ("max_pixels",)),
 }
 _TILED = {
     "InternVL": ("min_dynamic_patch", "max_dynamic_patch", "dynamic_image_size", "use_thumbnail"),

@@ -23,7 +23,8 @@ _MASK_UNIT = 16
 class Projector(Struct, frozen=True, kw_only=True):
     """What turns features into embeddings. `features`: width of what it reads for each token; `inner`: its hidden
     layer, 0 for a single linear; `tp`: ranks that divide the hidden layer. `shuffles`: features are first copied into
-    another order. `resamples`: MiniCPM-V's, whose keys and values for each patch are as wide as its output."""
+    another order. `resamples`: MiniCPM-V's, whose keys and values for each patch are as wide as its output.
+    `each_patch`: MiniMax-M3's, which projects every patch before it merges them."""
 
     features: int
     inner: int
@@ -31,6 +32,7 @@ class Projector(Struct, frozen=True, kw_only=True):
     tp: int
     shuffles: bool = False
     resamples: bool = False
+    each_patch: bool = False
 
 
 class PlainRun(Struct, frozen=True, kw_only=True):
@@ -61,6 +63,8 @@ def write_plain(run: TowerRun, plain: PlainRun, projector: Projector, items: Seq
     features = run.tensor("features", tower.hidden)
     p.free(x, *held)
     tokens = sum(item.tokens for item in items)
+    if projector.each_patch:
+        return _project_patches(run, projector, tokens, features)
     out = _resample(run, projector, tokens) if projector.resamples else _project(run, projector, tokens)
     p.free(features)
     return out
@@ -90,6 +94,18 @@ def _project(run: TowerRun, projector: Projector, tokens: int) -> int:
     out = run.tensor("embeddings", projector.output, tokens)
     p.free(copied, active)
     return out
+
+
+def _project_patches(run: TowerRun, projector: Projector, tokens: int, features: int) -> int:
+    """Two MLPs: one over the patches, which holds their features to its end, then one over the merged tokens."""
+    for rows in (run.rows, tokens):
+        hidden = run.tensor("projector hidden layer", projector.inner / projector.tp, rows)
+        active = run.tensor("projector activation", projector.inner / projector.tp, rows)
+        run.p.free(hidden)
+        out = run.row_linear("projector output", projector.inner // projector.tp, projector.output, rows)
+        run.p.free(active, features)
+        features = out
+    return features
 
 
 def _resample(run: TowerRun, projector: Projector, tokens: int) -> int:

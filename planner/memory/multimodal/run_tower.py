@@ -22,6 +22,8 @@ from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES
 
 _SQUARE_OF_TWO = 4
+_MINIMAX_TABLES = 3
+"""Frequencies, cosines and sines of each patch live together, in float32 (minimax_m3/common/vision_tower.py:560)."""
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _FP8_FROM = (8, 9)
 _WHISPER = ("Qwen2Audio", "Qwen2_5Omni")
@@ -47,6 +49,7 @@ _STYLES: dict[str, TowerStyle] = {
     "KimiK25": "moonvit",
     "Mistral3": "pixtral",
     "PaddleOCRVL": "rotated",
+    "MiniMaxM3": "minimax",
 }
 
 
@@ -140,6 +143,8 @@ def _plain(encoder: Encoder, style: TowerStyle, config: EngineConfig) -> PlainRu
         return PlainRun(mask="batch", rotary_bytes=2 * encoder.head_size * DTYPE_BYTES[config.dtype])
     if style == "moonvit":
         return PlainRun(rotary_bytes=4 * encoder.head_size)
+    if style == "minimax":
+        return PlainRun(rotary_bytes=_MINIMAX_TABLES * 3 * (encoder.head_size // 3 // 2) * 4)
     return PlainRun(mask="sequence" if style == "audio" else "none", all_states=encoder.keeps_hidden_states)
 
 
@@ -160,7 +165,8 @@ def _projector(
         features=encoder.hidden_size * merged,
         inner=0 if single else encoder.projector_size or encoder.output_size,
         output=encoder.output_size,
-        tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4") else 1,
+        tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4", "MiniMaxM3") else 1,
+        each_patch=vision.family == "MiniMaxM3",
         shuffles=merged > 1,
         resamples=vision.family == "MiniCPMV",
     )

@@ -1,18 +1,18 @@
-"""Images that keep their shape in other ways than Qwen-VL's: GLM-4V, Kimi, PaddleOCR-VL, Gemma 4, Pixtral.
+"""Images that keep their shape in other ways than Qwen-VL's: GLM-4V, Kimi, PaddleOCR-VL, MiniMax, Gemma 4, Pixtral.
 
-Source: vLLM 0.26.0 model_executor/models/{glm4_1v,kimi_vl,kimi_k25,paddleocr_vl,gemma4_mm,pixtral}.py;
-transformers 5.14.1 models/{glm4v,pixtral}/image_processing_*.py.
+Source: vLLM 0.26.0 model_executor/models/{glm4_1v,kimi_vl,kimi_k25,paddleocr_vl,gemma4_mm,pixtral}.py,
+models/minimax_m3/common/mm_preprocess.py; transformers 5.14.1 models/{glm4v,pixtral}/image_processing_*.py.
 """
 
 from __future__ import annotations
 
-from math import floor, sqrt
+from math import floor, isqrt, sqrt
 
 from msgspec.structs import replace
 
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
-from planner.memory.multimodal.patches import PatchRule, smart_resize
+from planner.memory.multimodal.patches import PatchRule, most_features, smart_resize
 from planner.memory.multimodal.rule import CHANNELS, MediaRule
 from planner.model.vision_spec import LongestEdge
 
@@ -140,6 +140,35 @@ class PaddleRule(PatchRule, frozen=True):
 
     def largest_image(self, width: int | None, height: int | None) -> LargestItem:
         return MediaRule.largest_image(self, width, height)
+
+
+class MiniMaxRule(PatchRule, frozen=True):
+    """MiniMax-M3's dummy image is the largest square, its dummy video as many of the largest frames as the context
+    takes; a video is attended to as a whole (models/minimax_m3/common/mm_preprocess.py:176-262)."""
+
+    def video(self, width: int, height: int, frames: int) -> MediaItem:
+        return replace(super().video(width, height, frames), sequences=1)
+
+    def largest_size(self) -> tuple[int, int]:
+        side = max(isqrt(self.image_bounds.high) // self.factor, 1) * self.factor
+        return side, side
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        side, _ = self.largest_size()
+        dummy = self.image(min(side, width or side), min(side, height or side))
+        return LargestItem(modality="image", max_tokens=self.image(side, side).tokens, item=dummy)
+
+    def largest_video(
+        self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
+    ) -> LargestItem:
+        high, wide = most_features(self.factor, self.video_bounds.high)
+        most = min(self._frames_within(max_model_len, wide, high), self.rule.max_video_frames)
+        dummy = self.video(min(wide, width or wide), min(high, height or high), min(most, frames or most))
+        return LargestItem(modality="video", max_tokens=self.video(wide, high, most).tokens, item=dummy)
+
+    def _frames_within(self, max_tokens: int, width: int, height: int) -> int:
+        temporal = self.rule.temporal_patch_size
+        return max(temporal * (max_tokens // self.video(width, height, 1).tokens), 1)
 
 
 class Gemma4Rule(PatchRule, frozen=True):

@@ -15,15 +15,16 @@ from planner.memory.multimodal.tower import Tower
 from planner.model.vision_spec import Encoder
 from planner.values import DTYPE_BYTES
 
-TowerStyle = Literal["qwen2", "qwen2_5", "qwen3", "glm4v", "plain", "rotated", "moonvit", "pixtral", "audio"]
+TowerStyle = Literal["qwen2", "qwen2_5", "qwen3", "glm4v", "plain", "rotated", "minimax", "moonvit", "pixtral", "audio"]
 
 _HOPPER_SM_COUNT = 132
-_ROTATIONS: dict[TowerStyle, Literal["none", "joined", "contiguous", "complex"]] = {
+_ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "complex"]] = {
     "qwen2": "joined",
     "qwen2_5": "joined",
     "qwen3": "joined",
     "rotated": "joined",
     "pixtral": "joined",
+    "minimax": "wide",
     "glm4v": "contiguous",
     "moonvit": "complex",
 }

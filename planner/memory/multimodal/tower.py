@@ -36,7 +36,7 @@ class Tower(Struct, frozen=True, kw_only=True):
     gated: bool = False
     fused_residual: bool = False
     gathers_qkv: bool = False
-    rotation: Literal["none", "joined", "contiguous", "complex"] = "none"
+    rotation: Literal["none", "joined", "wide", "contiguous", "complex"] = "none"
     rotary_size: int = 0
     flash: bool = True
     splits: int = 1
@@ -98,7 +98,8 @@ class TowerRun:
         return result
 
     def _rotate(self, rank: int) -> list[int]:
-        """Query and key copied together, then rotated. Complex rotation works on float32 copies of each."""
+        """Query and key copied together, then rotated. Complex rotation works on float32 copies of each, the wide one
+        on one of both."""
         tower = self.tower
         if tower.rotation == "none":
             return []
@@ -109,6 +110,13 @@ class TowerRun:
             rotated = [self.tensor("rotated query", rank), self.tensor("rotated key", rank)]
             self.p.free(*scratch)
             return rotated
+        if tower.rotation == "wide":
+            both = [self.tensor("query and key", 2 * rank)]
+            wide = 8 * self.rows * rank
+            scratch = [self.p.alloc(f"{name} in float32", constant=wide) for name in ("query and key", "rotated")]
+            both.append(self.tensor("rotated query and key", 2 * rank))
+            self.p.free(*scratch)
+            return both
         if tower.rotation == "joined":
             return [self.tensor("query and key", 2 * rank), self.tensor("rotated query and key", 2 * rank)]
         copies = self.tensor("contiguous query and key", 2 * rank)
