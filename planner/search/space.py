@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from planner.engine.args import EngineArgs
 from planner.memory.intervals import Confidence
 from planner.values import Value
@@ -42,9 +44,9 @@ class SearchOptions(Value):
     of the intervals, or by expected values."""
 
     objective: Objective = "balanced"
-    workload: Workload = Workload()
+    workload: Workload = Field(default_factory=Workload)
     safety_margin: float = 0.10
-    args: EngineArgs = EngineArgs()
+    args: EngineArgs = Field(default_factory=EngineArgs)
     given: tuple[str, ...] = ()
     max_plans: int = 5
     confidence: Confidence = "safe"
