@@ -36,14 +36,12 @@ def recorded() -> list[dict[str, Any]]:
 
 
 def measured_bottleneck(record: dict[str, Any]) -> str:
-    """What vLLM's last words mean; running out of memory inside `load_model` means the weights. Empty if it started."""
+    """What vLLM's last line means, with the calls that it was raised in. Empty if it started."""
     if record["outcome"] != "refused":
         return ""
-    failure = find_failure([record["error"]])
-    if failure is None:
-        return "unknown"
-    loading = any(frame.endswith(" load_model") for frame in record["frames"])
-    return "weights" if failure.bottleneck == "device_memory" and loading else failure.bottleneck
+    calls = (frame.split() for frame in record["frames"])
+    failure = find_failure([*(f'File "{place}", in {name}' for place, name in calls), record["error"]])
+    return failure.bottleneck if failure else "unknown"
 
 
 def agreement(record: dict[str, Any]) -> str:

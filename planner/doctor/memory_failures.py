@@ -85,7 +85,11 @@ MEMORY_FAILURES: tuple[Failure, ...] = (
             r"CUDA out of memory occurred when warming up sampler with (?P<dummy_seqs>\d+) dummy requests",
             *OUT_OF_MEMORY[:3],
         ),
-        context=(r"warming up sampler with (?P<dummy_seqs>\d+) dummy requests", r"_dummy_sampler_run"),
+        context=(
+            r"warming up sampler with (?P<dummy_seqs>\d+) dummy requests",
+            r"_dummy_sampler_run",
+            r"(?s)in warmup_kernels.*sampler\.py",
+        ),
         bottleneck="device_memory",
         cause="The cache is sized before the sampler has run for a full batch, and its logits, sorted copies and "
         "probabilities did not fit in what the budget leaves of the card.",

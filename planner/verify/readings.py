@@ -11,6 +11,7 @@ from planner.units import GIB
 from planner.verify.patterns import FAILURES, PROFILE_BUFFER_BYTES, LogPattern, patterns_for
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_LOADING = re.compile(r", in load_model$")
 _PREFIX = re.compile(r"^(?:\([A-Za-z0-9_ ]+(?:pid=)?[0-9]*\) )?(?:ERROR [0-9: -]+\[[^\]]*\] ?)?\s*(?:\w+Error: )?")
 
 
@@ -81,13 +82,18 @@ def version_in(lines: Iterable[str]) -> str | None:
 
 
 def find_failure(lines: Sequence[str]) -> Failure | None:
-    """vLLM's own reason in a log, the most telling sentence first; None where the log has none."""
+    """vLLM's own reason in a log, the most telling sentence first; None where the log has none.
+
+    Only V1's runner says in words that loading ran out of memory; of V2's the traceback tells.
+    """
     text = [clean(line) for line in lines]
+    loading = any(_LOADING.search(line) for line in text)
     for pattern in FAILURES:
         for line in text:
             match = pattern.expression.search(line)
             if match:
-                return Failure(pattern.bottleneck, match[0].strip())
+                weights = loading and pattern.bottleneck == "device_memory"
+                return Failure("weights" if weights else pattern.bottleneck, match[0].strip())
     return None
 
 

@@ -44,6 +44,8 @@ def recorded() -> list[Case]:
     labels = dict.fromkeys(("v2_eager", "v1_eager", "v1_compiled", "tp2_eager"), "healthy") | {
         "kv_too_small": "kv_too_small",
         "oom_while_loading": "oom_loading",
+        "oom_warming_up": "oom_sampler_warmup",
+        "startup_memory": "startup_memory",
         "port_taken": "port_taken",
         "crash": "engine_died",
     }

@@ -78,9 +78,12 @@ def test_first_cause_beats_what_follows_from_it(log_lines):
     for name, bottleneck in (
         ("kv_too_small.log", "kv_cache"),
         ("oom_while_loading.log", "weights"),
+        ("startup_memory.log", "startup_memory"),
+        ("oom_warming_up.log", "device_memory"),
         ("port_taken.log", "port"),
     ):
-        failure = find_failure(log_lines(name))
+        after = "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"
+        failure = find_failure([*log_lines(name), after])
         assert failure is not None
         assert failure.bottleneck == bottleneck
 
@@ -91,6 +94,7 @@ def test_first_cause_beats_what_follows_from_it(log_lines):
         ("Free memory on device (3/4 GiB) on startup is less than desired GPU memory utilization", "startup_memory"),
         ("ValueError: No available memory for the cache blocks. Try increasing", "kv_cache"),
         ("ValueError: To serve at least one request with the models's max seq len (131072), (4.54 GiB KV", "kv_cache"),
+        ("Failed to load model - not enough GPU memory. Try lowering --gpu-memory-utilization", "weights"),
         ("CUDA out of memory occurred when warming up sampler with 1024 dummy requests.", "device_memory"),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 MiB.", "device_memory"),
         ("vllm: error: unrecognized arguments: --swap-space 4", "flag"),

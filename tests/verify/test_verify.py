@@ -63,7 +63,7 @@ def test_cache_too_small_is_told_in_vllms_words(fake):
     assert (document["status"], document["conclusion"]) == ("refused", "did not start")
     assert document["failure"]["bottleneck"] == "kv_cache"
     assert document["failure"]["message"].startswith(
-        "To serve at least one request with the model's max seq len (8192)"
+        "To serve at least one request with the model's max seq len (131072)"
     )
 
 
