@@ -436,7 +436,8 @@ def test_the_live_view_says_what_the_plan_says() -> None:
     console_for(buffer, color=False, width=160).print(view(sample, PLANNED, "http://h/metrics"))
     shown = buffer.getvalue()
     for words in (
-        "1,234 generated", "3 running", "50.0% in use, about 500 of 1,000 tokens", "21.00 GiB (plan 19.00 GiB to 21.00 GiB)",
+        "1,234 generated", "3 running", "50.0% in use, about 500 of 1,000 tokens",
+        "21.00 GiB (plan 19.00 GiB to 21.00 GiB)",
         "process 7: 20.00 GiB", "GPU 1: GPU is lost", "! GPU 1: GPU is lost", "serving",
     ):  # fmt: skip
         assert words in shown, shown
