@@ -8,10 +8,12 @@ without expandable segments, which is PyTorch's default. A cached block serves o
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import defaultdict
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from planner.memory.once import once
 from planner.sharding.rank import RankShare, Tensor
 from planner.units import MIB
 
@@ -67,20 +69,22 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.main_stream = self.stream = 0
-        self._free: dict[tuple[int, bool], list[tuple[int, int, Block]]] = {}
+        self._free: defaultdict[int, list[tuple[int, int, Block]]] = defaultdict(list)
         self._next_address = 0
 
     def allocate(self, size: int) -> Block | None:
         """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
         if size <= 0:
             return None
-        size = max(MIN_BLOCK_BYTES, round_up(size, MIN_BLOCK_BYTES))
+        size = round_up(size, MIN_BLOCK_BYTES)
         block = self._take(size) or self._new_segment(size)
-        if self._splits(block, size):
+        remaining = block.size - size
+        if remaining >= MIN_BLOCK_BYTES and (block.small or self._splits(size, remaining)):
             self._split(block, size)
         block.free = False
-        self.allocated_bytes += block.size
-        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        allocated = self.allocated_bytes = self.allocated_bytes + block.size
+        if allocated > self.peak_allocated_bytes:
+            self.peak_allocated_bytes = allocated
         return block
 
     def free(self, block: Block | None) -> None:
@@ -104,7 +108,7 @@ class CachingAllocator:
 
     def free_blocks(self, above: int) -> tuple[int, ...]:
         """Sizes of the stream's cached blocks larger than `above`, largest first."""
-        pool = self._free.get((self.stream, False), [])
+        pool = self._free[2 * self.stream]
         return tuple(size for size, _, _ in reversed(pool) if size > above)
 
     def reset_peaks(self) -> None:
@@ -112,7 +116,7 @@ class CachingAllocator:
         self.peak_reserved_bytes = self.reserved_bytes
 
     def _take(self, size: int) -> Block | None:
-        pool = self._free.get((self.stream, size <= SMALL_BYTES), [])
+        pool = self._free[2 * self.stream + (size <= SMALL_BYTES)]
         index = bisect_left(pool, (size,))
         if index == len(pool):
             return None
@@ -136,21 +140,20 @@ class CachingAllocator:
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         return block
 
-    def _splits(self, block: Block, size: int) -> bool:
-        remaining = block.size - size
-        if block.small:
-            return remaining >= MIN_BLOCK_BYTES
+    def _splits(self, size: int, remaining: int) -> bool:
+        """Whether a block of the large pool is divided."""
         return remaining > SMALL_BYTES and (self.max_split_bytes is None or size < self.max_split_bytes)
 
     def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.address + size, block.size - size, block.small, block.stream, True, block, block.next)
-        if rest.next is not None:
-            rest.next.previous = rest
+        after, left = block.next, block.size - size
+        rest = Block(block.address + size, left, block.small, block.stream, True, block, after)
+        if after is not None:
+            after.previous = rest
         block.next, block.size = rest, size
-        insort(self._pool(rest), (rest.size, rest.address, rest))
+        insort(self._pool(rest), (left, rest.address, rest))
 
     def _pool(self, block: Block) -> list[tuple[int, int, Block]]:
-        return self._free.setdefault((block.stream, block.small), [])
+        return self._free[2 * block.stream + block.small]
 
     def _remove(self, block: Block) -> None:
         pool = self._pool(block)
@@ -203,88 +206,127 @@ def weights_memory_bytes(share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> i
 
 def load_weights(allocator: CachingAllocator, share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> dict[str, Block]:
     """Create the rank's tensors on `allocator` and post-process them. Gives the blocks that a run may free, by name."""
-    kept: dict[str, Block] = {}
-    held: dict[Tensor, list[Block | None]] = {}
-    online = _quantized_online(share)
-    waiting = traits.deep_gemm
-    for tensor in share.created:
+    load = _load(share.created, share.loaded, traits.scaled_rotary, traits.float32_rotary, traits.deep_gemm)
+    blocks: list[Block | None] = []
+    for step in load.steps:
+        if step >= 0:
+            blocks.append(allocator.allocate(step))
+        else:
+            allocator.free(blocks[~step])
+    table = None if load.rotary_table is None else blocks[load.rotary_table]
+    return {} if table is None else {ROTARY_TABLE: table}
+
+
+class _Load(Struct):
+    """A load as steps: a size allocates the next tensor, `~n` frees the n-th. `rotary_table`: the language model's."""
+
+    steps: list[int] = field(default_factory=list)
+    tensors: int = 0
+    rotary_table: int | None = None
+
+    def allocate(self, size: int) -> int:
+        self.steps.append(size)
+        self.tensors += 1
+        return self.tensors - 1
+
+    def free(self, tensor: int) -> None:
+        self.steps.append(~tensor)
+
+
+@once
+def _load(
+    created: tuple[Tensor, ...],
+    loaded: tuple[Tensor, ...],
+    scaled_rotary: bool,
+    float32_rotary: bool,
+    waiting: DeepGemmAt,
+) -> _Load:
+    load = _Load()
+    held: dict[Tensor, list[int]] = {}
+    online = _quantized_online(created, loaded)
+    for tensor in created:
         if waiting == "linear" and (tensor in online or tensor.dtype.startswith("float8")):
             waiting = ""
-            allocator.allocate(DEEP_GEMM_WORKSPACE_BYTES)
+            load.allocate(DEEP_GEMM_WORKSPACE_BYTES)
         if tensor in online:
             continue
         if tensor.role == "buffer" and tensor.module.endswith(_ROTARY):
-            block = _rotary_table(allocator, tensor, traits if tensor.component == "language_model" else PLAIN_LOAD)
-            if block is not None and tensor.component == "language_model":
-                kept[ROTARY_TABLE] = block
+            own = tensor.component == "language_model"
+            block = _rotary_table(load, tensor, scaled_rotary and own, float32_rotary and own)
+            if own:
+                load.rotary_table = block
         else:
-            block = allocator.allocate(tensor.size_bytes)
+            block = load.allocate(tensor.size_bytes)
         held.setdefault(tensor, []).append(block)
         if waiting == "attention" and tensor.name == "_prob_scale":
             waiting = ""
-            allocator.allocate(DEEP_GEMM_WORKSPACE_BYTES)
-    if share.loaded != share.created:
-        _post_process(allocator, share, held, online)
-    return kept
+            load.allocate(DEEP_GEMM_WORKSPACE_BYTES)
+    if loaded != created:
+        _post_process(load, created, loaded, held, online)
+    return load
 
 
-def _quantized_online(share: RankShare) -> frozenset[Tensor]:
+def _quantized_online(created: tuple[Tensor, ...], loaded: tuple[Tensor, ...]) -> frozenset[Tensor]:
     """16-bit weights that exist only layer by layer while they are quantized (vLLM quantization/online/fp8.py)."""
-    loaded = {(tensor.module, tensor.name): tensor.dtype for tensor in share.loaded}
+    dtypes = {(tensor.module, tensor.name): tensor.dtype for tensor in loaded}
     return frozenset(
         tensor
-        for tensor in share.created
-        if tensor.dtype in _PLAIN and loaded.get((tensor.module, tensor.name), tensor.dtype) not in _PLAIN
+        for tensor in created
+        if tensor.dtype in _PLAIN and dtypes.get((tensor.module, tensor.name), tensor.dtype) not in _PLAIN
     )
 
 
-def _rotary_table(allocator: CachingAllocator, tensor: Tensor, load: LoadTraits) -> Block | None:
+def _rotary_table(load: _Load, tensor: Tensor, scaled: bool, float32: bool) -> int:
     """A cos/sin table is computed in float32 and then converted; the freed float32 blocks serve later tensors, whole.
 
     Source: vLLM 0.26.0 model_executor/layers/rotary_embedding/base.py:55 and _compute_cos_sin_cache.
     """
     rows, half = tensor.shape[0], tensor.shape[0] * (tensor.shape[-1] // 2) * 4
-    scratch = [allocator.allocate(rows * 4), allocator.allocate(half)]
+    scratch = [load.allocate(rows * 4), load.allocate(half)]
     for _ in ("cos", "sin"):
-        block = allocator.allocate(half)
-        if load.scaled_rotary:
-            scaled = allocator.allocate(half)
-            allocator.free(block)
-            block = scaled
+        block = load.allocate(half)
+        if scaled:
+            product = load.allocate(half)
+            load.free(block)
+            block = product
         scratch.append(block)
-    table = allocator.allocate(2 * half)
+    table = load.allocate(2 * half)
     for block in scratch:
-        allocator.free(block)
-    if load.float32_rotary or tensor.dtype == "float32":
+        load.free(block)
+    if float32 or tensor.dtype == "float32":
         return table
-    converted = allocator.allocate(tensor.size_bytes)
-    allocator.free(table)
+    converted = load.allocate(tensor.size_bytes)
+    load.free(table)
     return converted
 
 
 def _post_process(
-    allocator: CachingAllocator, share: RankShare, held: dict[Tensor, list[Block | None]], online: frozenset[Tensor]
+    load: _Load,
+    created: tuple[Tensor, ...],
+    loaded: tuple[Tensor, ...],
+    held: dict[Tensor, list[int]],
+    online: frozenset[Tensor],
 ) -> None:
-    before, after = _by_module(share.created), _by_module(share.loaded)
+    before, after = _by_module(created), _by_module(loaded)
     plain = {
         tensor.layer
-        for tensor in share.loaded
+        for tensor in loaded
         if tensor.module.endswith("kv_b_proj") and tensor.name == "weight" and tensor.dtype in _PLAIN
     }
     for module in sorted({**before, **after}, key=lambda name: not _is_online(before.get(name, []), online)):
         old, new = before.get(module, []), after.get(module, [])
         for tensor in old:
             if tensor in online:
-                held[tensor] = [allocator.allocate(tensor.size_bytes)]
+                held[tensor] = [load.allocate(tensor.size_bytes)]
         latent = [tensor for tensor in new if tensor.name in _LATENT_COPIES]
         if latent and latent[0].layer not in plain:
-            allocator.allocate(sum(tensor.size_bytes for tensor in latent))
+            load.allocate(sum(tensor.size_bytes for tensor in latent))
         for tensor in new:
             if tensor not in held and tensor.name not in _LATENT_COPIES:
-                allocator.allocate(tensor.size_bytes)
+                load.allocate(tensor.size_bytes)
         for tensor in old:
             if tensor not in new:
-                allocator.free(held[tensor].pop())
+                load.free(held[tensor].pop())
 
 
 def _is_online(tensors: list[Tensor], online: frozenset[Tensor]) -> bool:
