@@ -56,9 +56,22 @@ def page() -> str:
         quantizations(exact, measured),
         features(exact, measured),
         releases(),
+        DIFFERENCES,
     ]
     return "\n".join(parts)
 
+
+DIFFERENCES = """## Where vplan departs from a reference row on purpose
+
+Some rows of the tables that vLLM's code produced were made with a stand-in for a configuration class that is remote code,
+or with a copy of the config that somebody edited. There vplan follows the real class:
+
+| model | difference | why |
+| --- | --- | --- |
+| MiMo-7B | reported tokens | its class turns sliding windows off; the stand-in kept `sliding_window` |
+| MiniCPM-V 2.6 | reported tokens | the same, for its Qwen2 language model |
+| MiMo-V2-Flash with FP8 cache | bytes per block | the trimmed config lacks keys of the published one; not settled |
+"""
 
 HEAD = f"""# What is supported, and how it is known
 
