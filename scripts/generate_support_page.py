@@ -63,8 +63,8 @@ def page() -> str:
 
 DIFFERENCES = """## Where vplan departs from a reference row on purpose
 
-Some rows of the tables that vLLM's code produced were made with a stand-in for a configuration class that is remote code,
-or with a copy of the config that somebody edited. There vplan follows the real class:
+Some rows of the tables that vLLM's code produced were made with a stand-in for a configuration class that is remote
+code, or with a copy of the config that somebody edited. There vplan follows the real class:
 
 | model | difference | why |
 | --- | --- | --- |
