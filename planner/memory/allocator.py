@@ -76,11 +76,20 @@ class CachingAllocator:
         """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
         if size <= 0:
             return None
-        size = round_up(size, MIN_BLOCK_BYTES)
-        block = self._take(size) or self._new_segment(size)
+        size = -(-size // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        pool = self._free[2 * self.stream + (size <= SMALL_BYTES)]
+        index = bisect_left(pool, (size,))
+        if index < len(pool) and self._serves(pool[index][2], size):
+            block = pool.pop(index)[2]
+        else:
+            block = self._new_segment(size)
         remaining = block.size - size
-        if remaining >= MIN_BLOCK_BYTES and (block.small or self._splits(size, remaining)):
-            self._split(block, size)
+        if remaining >= MIN_BLOCK_BYTES and self._splits(block, size, remaining):
+            rest = Block(block.address + size, remaining, block.small, block.stream, True, block, block.next)
+            if rest.next is not None:
+                rest.next.previous = rest
+            block.next, block.size = rest, size
+            insort(pool, (remaining, rest.address, rest))
         block.free = False
         allocated = self.allocated_bytes = self.allocated_bytes + block.size
         if allocated > self.peak_allocated_bytes:
@@ -115,17 +124,12 @@ class CachingAllocator:
         self.peak_allocated_bytes = self.allocated_bytes
         self.peak_reserved_bytes = self.reserved_bytes
 
-    def _take(self, size: int) -> Block | None:
-        pool = self._free[2 * self.stream + (size <= SMALL_BYTES)]
-        index = bisect_left(pool, (size,))
-        if index == len(pool):
-            return None
-        block = pool[index][2]
+    def _serves(self, block: Block, size: int) -> bool:
+        """Whether a cached block that is large enough may be had: large ones are not spent on small tensors."""
         limit = self.max_split_bytes
-        if limit is not None and (block.size >= limit if size < limit else block.size >= size + LARGE_SEGMENT_BYTES):
-            return None
-        del pool[index]
-        return block
+        if limit is None:
+            return True
+        return block.size < limit if size < limit else block.size < size + LARGE_SEGMENT_BYTES
 
     def _new_segment(self, size: int) -> Block:
         if size <= SMALL_BYTES:
@@ -140,17 +144,10 @@ class CachingAllocator:
         self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
         return block
 
-    def _splits(self, size: int, remaining: int) -> bool:
-        """Whether a block of the large pool is divided."""
+    def _splits(self, block: Block, size: int, remaining: int) -> bool:
+        if block.small:
+            return True
         return remaining > SMALL_BYTES and (self.max_split_bytes is None or size < self.max_split_bytes)
-
-    def _split(self, block: Block, size: int) -> None:
-        after, left = block.next, block.size - size
-        rest = Block(block.address + size, left, block.small, block.stream, True, block, after)
-        if after is not None:
-            after.previous = rest
-        block.next, block.size = rest, size
-        insort(self._pool(rest), (left, rest.address, rest))
 
     def _pool(self, block: Block) -> list[tuple[int, int, Block]]:
         return self._free[2 * block.stream + block.small]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import singledispatchmethod
 
 from msgspec.structs import replace
@@ -12,6 +11,7 @@ from planner.errors import UnsupportedError
 from planner.model.modules import (
     Attention,
     Buffer,
+    Component,
     FusedMoE,
     IndexerCache,
     Linear,
@@ -34,6 +34,7 @@ from planner.sharding.rank import LayerKVSpec, RankShare, Tensor, TensorRole
 from planner.sharding.state import mamba_spec
 from planner.values import DType, reject
 
+_TOWERS: tuple[Component, ...] = ("vision_tower", "audio_tower")
 _SCALES = ("_k_scale", "_v_scale", "_q_scale", "_prob_scale")
 
 
@@ -73,21 +74,22 @@ def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...
 def _built(model: ModelSpec, config: EngineConfig, pp_rank: int, kinds: type | tuple[type, ...]) -> _RankBuilder:
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
     builder = _RankBuilder(model, config, pp_rank, selector_for(model, config))
+    add, dropped = builder.add, [tower for tower in _TOWERS if _dropped(tower, model, config)]
     for module in model.modules:
-        if not isinstance(module, kinds) or _dropped(module, model, config):
+        if not isinstance(module, kinds) or module.component in dropped:
             continue
         if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers):
-            builder.add(module)
+            add(module)
     return builder
 
 
-def _dropped(module: Module, model: ModelSpec, config: EngineConfig) -> bool:
+def _dropped(tower: Component, model: ModelSpec, config: EngineConfig) -> bool:
     """Towers whose modalities are all limited to zero are not built (vLLM models/interfaces.py _mark_tower_model)."""
-    if model.vision is None or module.component not in ("vision_tower", "audio_tower"):
+    if model.vision is None:
         return False
     limits = dict(config.mm_limits)
     modalities: tuple[str, ...] = ("audio",)
-    if module.component == "vision_tower":
+    if tower == "vision_tower":
         visual = tuple(name for name in model.vision.modalities if name != "audio")
         modalities = visual if model.vision.dropped_with is None else model.vision.dropped_with
     if config.language_model_only:
@@ -343,12 +345,15 @@ class _RankBuilder:
     def _emit(self, module: Module, storage: Storage) -> None:
         layer = module.placement if isinstance(module.placement, int) else None
 
-        def tensors(stored: tuple[Stored, ...]) -> Iterator[Tensor]:
-            for item in stored:
-                yield Tensor(module.name, item.name, item.shape, item.dtype, item.role, module.component, layer)
+        def tensors(stored: tuple[Stored, ...]) -> list[Tensor]:
+            return [
+                Tensor(module.name, item.name, item.shape, item.dtype, item.role, module.component, layer)
+                for item in stored
+            ]
 
-        self.created.extend(tensors(storage.created))
-        self.loaded.extend(tensors(storage.after_load))
+        created = tensors(storage.created)
+        self.created += created
+        self.loaded += created if storage.loaded is None else tensors(storage.loaded)
 
 
 def unshared(name: str, target: str) -> str:

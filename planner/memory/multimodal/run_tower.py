@@ -14,11 +14,12 @@ from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
 from planner.memory.multimodal.sound_stem import write_stem
 from planner.memory.multimodal.styles import TowerStyle, tower_of
 from planner.memory.multimodal.tower import TowerRun
+from planner.memory.once import once
 from planner.memory.program import Program
-from planner.model.modules import Linear, QKVLinear
+from planner.model.modules import Linear, Module, QKVLinear
 from planner.model.spec import ModelSpec
 from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Tiles, VisionSpec
-from planner.sharding.rank import RankShare
+from planner.sharding.rank import RankShare, Tensor
 from planner.values import DTYPE_BYTES
 
 _SQUARE_OF_TWO = 4
@@ -176,8 +177,13 @@ def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) 
     """Whether a linear of the tower is stored in FP8 and multiplied so."""
     if config.quantization is None or config.compute_capability < _FP8_FROM:
         return False
-    stored = {tensor.module for tensor in share.loaded if tensor.dtype in _FP8 and tensor.name == "weight"}
+    return _has_fp8_tower(model.modules, share.loaded)
+
+
+@once
+def _has_fp8_tower(modules: tuple[Module, ...], loaded: tuple[Tensor, ...]) -> bool:
+    stored = {tensor.module for tensor in loaded if tensor.dtype in _FP8 and tensor.name == "weight"}
     return bool(stored) and any(
         module.component == "vision_tower" and module.name in stored and isinstance(module, Linear | QKVLinear)
-        for module in model.modules
+        for module in modules
     )
