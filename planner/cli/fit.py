@@ -57,12 +57,14 @@ def fit(
     result = api.fit(request, options)
     elapsed = time.perf_counter() - started
     heading = f"{request.model} on {request.gpus}, vLLM {request.version}"
-    from planner.report.fit import Launch, fit_json, fit_text
+    from planner.report.fit import Launch, fit_json
 
     launches = [Launch(*launch) for launch in api.launches(request, result)]
     if format == "json":
         write(fit_json(result, launches, elapsed), output)
     elif format == "text":
+        from planner.report.fit_text import fit_text
+
         write(fit_text(heading, result, launches, elapsed, color=wants_color(output)), output)
     else:
         from planner.report.tables import fit_csv, fit_markdown

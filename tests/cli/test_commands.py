@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -214,20 +216,42 @@ def test_catalog_lists(vplan):
     assert vplan("catalog", "gpus", "show", "l200").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["estimate", "fit"])
-def test_start_up_stays_light(vplan, small, command):
-    """No heavy package is imported on the way to a JSON answer."""
+HEAVY = ("pandas", "matplotlib", "torch", "vllm", "transformers", "huggingface_hub", "rich", "planner.report.text")
+OTHERS = (
+    "planner.serve.parse",
+    "planner.releases.flags_v0_26_0",
+    "planner.releases.flags_v0_33_0",
+    "planner.cli.verify",
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("estimate", ("numpy", "planner.search.search", "planner.report.fit")),
+        ("fit", ("planner.report.fit_text", "planner.report.tables")),
+    ],
+)
+def test_start_up_stays_light(small, command, more):
+    """A JSON answer imports no heavy package, and nothing that only other commands and formats need."""
     program = (
         "import sys; from planner.cli.main import main; "
-        f"code = main(['{command}', '--model', {str(small)!r}, '--gpus', 'l4:1', '--format', 'json', "
+        f"code = main([{command!r}, '--model', {str(small)!r}, '--gpus', 'l4:1', '--format', 'json', "
         "'--output', '/dev/null']); "
         "assert code == 0; "
-        "heavy = ('pandas', 'matplotlib', 'torch', 'vllm', 'transformers', 'huggingface_hub'); "
-        "bad = [name for name in heavy if name in sys.modules]; "
+        f"bad = [name for name in {HEAVY + OTHERS + more} if name in sys.modules]; "
         "assert not bad, bad"
     )
-    import subprocess
-    import sys
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
+
+def test_yaml_waits_for_a_catalog():
+    """Importing a command reads no catalog, so it needs no YAML; nor do the commands need each other."""
+    program = (
+        "import sys; from planner.cli.application import application; application(['estimate']); "
+        "bad = [name for name in ('yaml', 'planner.cli.fit', 'planner.report') if name in sys.modules]; "
+        "assert not bad, bad"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
