@@ -160,6 +160,7 @@ def select(
     request: Request,
     options: SearchOptions,
     *,
+    models: Sequence[str] = (),
     only: Sequence[str] = (),
     max_count: int = 16,
     nodes: Sequence[int] = (1,),
@@ -171,27 +172,35 @@ def select(
 ) -> Selection:
     """Every card of the catalog (or those of `only`) for the workload of `options`; `request.gpus` is not looked at.
 
+    `models` beside the request's are held to the same workload; the rows then end with machines that serve all of them.
     `prices`: dollars for a card and hour, `bought`: to buy one, by GPU name. Raises what load_spec raises.
     """
     from planner.report.prices import PriceBook
-    from planner.report.selection import Limits, Selection, selection_rows
+    from planner.report.selection import Limits, Selection, selection_rows, together_rows
     from planner.search.media import with_media_limits
     from planner.search.select import select as choose
     from planner.sources.hardware_catalog import load_hardware_catalog
 
     catalog = load_hardware_catalog(request.hardware_catalogs)
-    model = load_spec(request)
     cards = [catalog.find(name) for name in only] or list(catalog.all())
     book = PriceBook(
         {catalog.find(name).name: usd for name, usd in (prices or {}).items()},
         {catalog.find(name).name: usd for name, usd in (bought or {}).items()},
         months,
     )
-    choices = choose(model, cards, options, request.version, max_count=max_count, nodes=tuple(nodes))
+    limits, names = limits or Limits(), tuple(dict.fromkeys((request.model, *models)))
     concurrency = options.workload.concurrency or 1
-    rows = selection_rows(request.model, request.version, choices, concurrency, book, limits or Limits(), order)
-    title = f"{request.model}, {concurrency} requests of {options.args.max_model_len:,} tokens, vLLM {request.version}"
-    return Selection(title, rows, concurrency, with_media_limits(model, options)[1])
+    found, rows, notes = [], [], []
+    for name in names:
+        model = load_spec(request.model_copy(update={"model": name}))
+        choices = choose(model, cards, options, request.version, max_count=max_count, nodes=tuple(nodes))
+        found.append(choices)
+        rows += selection_rows(name, request.version, choices, concurrency, book, limits, order)
+        notes += with_media_limits(model, options)[1]
+    if len(names) > 1:
+        rows += together_rows(names, request.version, found, concurrency, book, limits, order, max_count)
+    title = f"{', '.join(names)}; {concurrency} requests of {options.args.max_model_len:,} tokens, vLLM {request.version}"
+    return Selection(title, rows, concurrency, tuple(dict.fromkeys(notes)))
 
 
 def sweep(
@@ -227,6 +236,23 @@ def command_of(request: Request, assessment: Assessment) -> str:
     return shell_command(argv, dict(request.args.env))
 
 
+def launch_form(request: Request, assessment: Assessment, form: str) -> str:
+    """What was assessed, written as one of `planner.serve.launch.FORMS`.
+
+    Raises InputError where vLLM refuses before the flags are resolved, UnsupportedError where the form cannot carry it.
+    """
+    from planner.serve.launch import launch_plan, render
+
+    if assessment.config is None or assessment.deployment is None:
+        raise InputError("a plan that vLLM refuses has no launch form")
+    argv = serve_argv(request.model, request.args, assessment.config, request.extra_argv)
+    plan = launch_plan(
+        argv, dict(request.args.env), assessment.config, assessment.deployment.gpus, source=request.source,
+        download_bytes=assessment.deployment.model.checkpoint_bytes,
+    )  # fmt: skip
+    return render(form, plan)
+
+
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -246,6 +272,7 @@ __all__ = [
     "command_of",
     "estimate",
     "fit",
+    "launch_form",
     "launches",
     "load_files",
     "load_gpus",

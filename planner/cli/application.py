@@ -8,8 +8,8 @@ from importlib import import_module
 import typer
 
 COMMANDS = (
-    "fit", "estimate", "explain", "verify", "calibrate", "report", "select", "sweep", "compare", "doctor", "probe",
-    "monitor", "catalog",
+    "fit", "estimate", "explain", "launch", "verify", "calibrate", "report", "select", "sweep", "compare", "doctor",
+    "probe", "monitor", "loadtest", "catalog",
 )  # fmt: skip
 """Each is a function in the module of its name in `planner.cli`, or a group of commands there named `app`."""
 

@@ -9,7 +9,7 @@ import typer
 
 from planner import api
 from planner.cli.options import planning_options
-from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.cli.output import Format, LaunchForm, Output, check_format, check_launch_form, wants_color, write
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.memory.assess import Assessment
@@ -29,6 +29,7 @@ def estimate(
             "--command", help="A whole `vllm serve ...` line instead of --model and flags.", show_default=False
         ),
     ] = None,
+    launch_form: LaunchForm = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
 ) -> None:
@@ -37,6 +38,7 @@ def estimate(
     Example: vplan estimate --model Qwen/Qwen2.5-7B-Instruct --gpus l20:1 --max-model-len 8192
     """
     check_format(format)
+    check_launch_form(launch_form, format)
     if not request.gpus:
         raise InputError("--gpus is missing")
     if command is None:
@@ -50,7 +52,11 @@ def estimate(
         except RefusedCommand as refused:
             assessment = _refused(request, refused)
     result = assessment.estimate
-    if format == "json":
+    if launch_form is not None and result.starts:
+        from planner.cli.launched import answer_with_form
+
+        write(answer_with_form(request, assessment, launch_form, color=wants_color(output)), output)
+    elif format == "json":
         write(result.to_json(), output)
     elif format == "text":
         from planner.report.text import estimate_text

@@ -9,7 +9,7 @@ import typer
 
 from planner import api
 from planner.cli.options import planning_options
-from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.cli.output import Format, LaunchForm, Output, check_format, check_launch_form, wants_color, write
 from planner.errors import InputError
 from planner.search.space import Objective, SearchOptions, Workload
 
@@ -33,6 +33,7 @@ def fit(
         float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
     ] = 0.10,
     max_plans: Annotated[int, typer.Option("--max-plans", help="Plans to show.")] = 5,
+    launch_form: LaunchForm = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
 ) -> None:
@@ -42,6 +43,7 @@ def fit(
     """
     started = time.perf_counter()
     check_format(format)
+    check_launch_form(launch_form, format)
     options = _options(
         request,
         objective,
@@ -65,7 +67,12 @@ def fit(
     elif format == "text":
         from planner.report.fit_text import fit_text
 
-        write(fit_text(heading, result, launches, elapsed, color=wants_color(output)), output)
+        text = fit_text(heading, result, launches if launch_form is None else (), elapsed, color=wants_color(output))
+        if launch_form is not None and result.plans:
+            best = result.plans[0]
+            form = api.launch_form(request.model_copy(update={"args": best.args}), best.assessment, launch_form)
+            text = f"{text.rstrip()}\n\n# plan 1\n{form}"
+        write(text, output)
     else:
         from planner.report.tables import fit_csv, fit_markdown
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from planner import api
 from planner.api import Request
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
+from planner.memory.assess import Assessment
 from planner.serve.command import model_argument
 from planner.serve.parse import RefusedCommand, parse_command
 
@@ -133,3 +135,11 @@ def pixels(text: str | None) -> tuple[int, int]:
     if not cross or not all(side.isdigit() and 0 < int(side) <= 65536 for side in (width, height)):
         raise InputError(f"--image-size: write WIDTHxHEIGHT in pixels, for example 1920x1080, not {text!r}")
     return int(width), int(height)
+
+
+def answer_with_form(request: Request, assessment: Assessment, form: str, *, color: bool = False) -> str:
+    """The text of an estimate that starts, ending in the form instead of the command."""
+    from planner.report.text import estimate_text
+
+    launch = api.launch_form(request, assessment, form)
+    return f"{estimate_text(assessment.estimate, '', color=color).rstrip()}\n\n{launch}"

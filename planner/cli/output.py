@@ -15,6 +15,27 @@ FORMATS = ("text", "json", "csv", "markdown")
 Format = Annotated[str, typer.Option("--format", help="text, json, csv or markdown.")]
 Output = Annotated[str | None, typer.Option("--output", help="Write the answer to this file.", show_default=False)]
 
+LaunchForm = Annotated[
+    str | None,
+    typer.Option(
+        "--launch-form",
+        help="End in this form: docker, compose, kubernetes, multinode, ray, xinference, python, download.",
+        show_default=False,
+    ),
+]
+
+
+def check_launch_form(form: str | None, chosen: str) -> None:
+    """A form ends a text; `vplan launch --plan FILE` makes one of a JSON answer."""
+    if form is None:
+        return
+    from planner.serve.launch import FORMS
+
+    if form not in FORMS:
+        raise InputError(f"--launch-form: choose one of {', '.join(FORMS)}, not {form!r}")
+    if chosen != "text":
+        raise InputError(f"--launch-form goes with --format text, not {chosen}; vplan launch --plan reads the JSON")
+
 
 def check_format(chosen: str, allowed: tuple[str, ...] = FORMATS) -> str:
     if chosen not in allowed:

@@ -17,12 +17,13 @@ PORT = 8000
 
 class LaunchPlan(Value):
     """`argv`: `vllm serve MODEL ...`, with the environment it needs. `gpus_per_node`: GPUs that the ranks of one node
-    take. `peer_access`: the cards read each other's memory. `source`: hf or modelscope, where an id is downloaded
-    from. `download_bytes`: what the weights take on disk, where known."""
+    take; `node_gpus`: how many it has, where it has more. `peer_access`: the cards read each other's memory. `source`:
+    hf or modelscope, where an id is downloaded from. `download_bytes`: what the weights take on disk, where known."""
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...] = ()
     gpus_per_node: int = 1
+    node_gpus: int | None = None
     nodes: int = 1
     vllm_version: str
     peer_access: bool = True
@@ -60,10 +61,23 @@ class LaunchPlan(Value):
 
     @property
     def environment(self) -> dict[str, str]:
-        """The plan's variables, and where the model is fetched from when that is not Hugging Face."""
+        """The plan's variables, where the model is fetched from when that is not Hugging Face, and for several cards
+        without peer access NCCL's order not to try it: such cards lose nothing by it, and those whose driver claims an
+        access that does not work would hang at startup."""
         asked = dict(self.env)
         if self.source == "modelscope" and not self.is_local:
             asked.setdefault("VLLM_USE_MODELSCOPE", "True")
+        if not self.peer_access and self.gpus_per_node > 1:
+            asked.setdefault("NCCL_P2P_DISABLE", "1")
+        return asked
+
+    @property
+    def host_environment(self) -> dict[str, str]:
+        """For an engine that runs on the host itself, which leaves the cards that it does not take to others. A
+        container sees only the cards that it is given."""
+        asked = self.environment
+        if self.node_gpus is not None and self.node_gpus > self.gpus_per_node:
+            asked.setdefault("CUDA_VISIBLE_DEVICES", ",".join(str(card) for card in range(self.gpus_per_node)))
         return asked
 
     def option(self, name: str) -> str | None:
@@ -93,6 +107,7 @@ def launch_plan(
         argv=tuple(argv),
         env=tuple(env.items()),
         gpus_per_node=config.world_size // nodes,
+        node_gpus=gpus.count,
         nodes=nodes,
         vllm_version=config.vllm_version,
         peer_access=gpus.gpu.peer_access,
@@ -116,10 +131,10 @@ def render(form: str, plan: LaunchPlan) -> str:
 
 
 def advice(plan: LaunchPlan) -> list[str]:
-    """What cannot be decided from here, as comment lines."""
+    """What the reader should know of the form, as comment lines."""
     lines = []
     if not plan.peer_access and plan.gpus_per_node > 1:
-        lines.append("These cards have no peer access. If NCCL hangs or fails at startup, set NCCL_P2P_DISABLE=1.")
+        lines.append("These cards have no peer access: NCCL is told not to try it. All-reduces go through host memory.")
     return lines
 
 

@@ -189,8 +189,21 @@ def test_modelscope_and_cards_without_peer_access():
     for form in ("serve", "docker", "compose", "kubernetes", "python", "xinference"):
         text = render(form, plan)
         assert "VLLM_USE_MODELSCOPE" in text
-        assert text.startswith("# These cards have no peer access.")
+        assert text.startswith("# These cards have no peer access")
+        assert "NCCL_P2P_DISABLE" in text
     assert "NCCL_P2P_DISABLE" not in render("serve", plan_of("x"))
+    kept = plan_of("x", peer_access=False).model_copy(update={"env": (("NCCL_P2P_DISABLE", "0"),)})
+    assert kept.environment["NCCL_P2P_DISABLE"] == "0"
+
+
+def test_cards_that_the_plan_leaves_are_left():
+    plan = plan_of("x", node_gpus=8)
+    for form in ("serve", "python", "xinference"):
+        assert "CUDA_VISIBLE_DEVICES" in render(form, plan)
+        assert "CUDA_VISIBLE_DEVICES" not in render(form, plan_of("x", node_gpus=2))
+    for form in ("docker", "compose", "kubernetes"):
+        assert "CUDA_VISIBLE_DEVICES" not in render(form, plan)
+    assert plan.host_environment["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_forms_that_cannot_carry_the_plan():
@@ -205,5 +218,7 @@ def test_forms_that_cannot_carry_the_plan():
     parallel = LaunchPlan(argv=("vllm", "serve", "m", "--data-parallel-size", "2"), vllm_version="0.26.0")
     with pytest.raises(UnsupportedError):
         render("python", parallel)
+    with pytest.raises(UnsupportedError, match="multinode"):
+        render("ray", parallel.model_copy(update={"nodes": 2}))
     with pytest.raises(UnsupportedError):
         render("download", LaunchPlan(argv=("vllm", "serve", "/m"), vllm_version="0.26.0"))

@@ -28,7 +28,7 @@ def python(plan: LaunchPlan) -> str:
     values |= {given.flag.dest: _data(given.value) for given in _engine_flags(plan)}
     if values.get("data_parallel_size", 1) != 1:
         raise UnsupportedError("data_parallel_size", "the python form has no data parallelism; use the serve form")
-    environment = plan.environment
+    environment = plan.host_environment
     environment.setdefault(*_SPAWN)
     assignments = [f"os.environ[{name!r}] = {value!r}" for name, value in environment.items()]
     return "\n".join([
@@ -69,7 +69,7 @@ def xinference(plan: LaunchPlan) -> str:
         else:
             words += [f"--{given.flag.dest}", _plain(given)]
     words += ["--trust-remote-code", str(trusts).lower()]
-    environment = plan.environment
+    environment = plan.host_environment
     environment.setdefault(*_SPAWN)
     return "\n".join([
         *(f"# {note}" for note in advice(plan)),

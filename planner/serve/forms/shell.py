@@ -17,7 +17,7 @@ CONTAINER_MODEL = "/model"
 
 def serve(plan: LaunchPlan) -> str:
     """`NAME=VALUE vllm serve ...` on one line."""
-    return _commented(advice(plan), shell_command(plan.argv, plan.environment))
+    return _commented(advice(plan), shell_command(plan.argv, plan.host_environment))
 
 
 def docker(plan: LaunchPlan) -> str:
@@ -52,13 +52,16 @@ def multinode(plan: LaunchPlan) -> str:
     for rank in range(plan.nodes):
         words = f'--nnodes {plan.nodes} --node-rank {rank} --master-addr "$HEAD" --master-port 29501'
         lines.append(f"# machine {rank + 1} of {plan.nodes}, {plan.gpus_per_node} GPUs")
-        lines.append(f"{shell_command(plan.argv, plan.environment)} {words}{' --headless' if rank else ''}")
+        lines.append(f"{shell_command(plan.argv, plan.host_environment)} {words}{' --headless' if rank else ''}")
     return _commented([*advice(plan), "Set HEAD on every machine; start the first machine first."], "\n".join(lines))
 
 
 def ray(plan: LaunchPlan) -> str:
-    """A Ray cluster of the same machines."""
+    """A Ray cluster of the same machines: pipeline stages and tensor parallelism. Ray's own data parallelism is another
+    backend with its own placement; vLLM's own form carries it too."""
     _refuse_one_node(plan, "ray")
+    if plan.option("--data-parallel-size") not in (None, "1"):
+        raise UnsupportedError("data_parallel_size", "the ray form has no data parallelism; use the multinode form")
     notes = [
         *advice(plan),
         "Ray's executor schedules without overlap, so a step holds fewer buffers than the plan counts.",

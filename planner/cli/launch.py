@@ -1,0 +1,56 @@
+"""`vplan launch`: a plan as a command, a container, a manifest or a script, ready to save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from planner import api
+from planner.cli.launched import request_from_command, request_from_plan
+from planner.cli.options import planning_options
+from planner.cli.output import Output, check_launch_form, write
+from planner.errors import InputError
+
+
+@planning_options(required=False)
+def launch(
+    request: Any,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--form", help="serve, docker, compose, kubernetes, multinode, ray, xinference, python or download."
+        ),
+    ] = "serve",
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="JSON of fit or estimate instead of flags.", show_default=False)
+    ] = None,
+    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
+    command: Annotated[
+        str | None, typer.Option("--command", help="A `vllm serve ...` line instead of flags.", show_default=False)
+    ] = None,
+    output: Output = None,
+) -> None:
+    """Write a plan as one launch form and nothing else. A plan that does not start is refused (exit code 1).
+
+    Example: vplan launch --model Qwen/Qwen2.5-7B-Instruct --gpus l20:1 --max-model-len 8192 --form kubernetes
+    """
+    check_launch_form(form, "text")
+    if plan is not None and command is not None:
+        raise InputError("--plan and --command exclude each other")
+    if plan is not None:
+        request = request_from_plan(plan, rank, request)
+    elif command is not None:
+        request = request_from_command(command, request)
+    if not request.model:
+        raise InputError("--model, --plan or --command is missing")
+    if not request.gpus:
+        raise InputError("--gpus is missing")
+    found = api.estimate(request)
+    if not found.estimate.starts:
+        assert found.estimate.rejection is not None
+        rejection = found.estimate.rejection
+        typer.echo(f"vplan: does not start: {rejection.bottleneck}: {rejection.message}", err=True)
+        raise typer.Exit(1)
+    write(api.launch_form(request, found, form), output)
