@@ -34,8 +34,10 @@ def plan_record(plan: Plan, launch: Launch, rank: int) -> dict[str, Any]:
             "max_model_len": estimate.engine.max_model_len,
             "concurrency": plan.concurrency,
             "capacity_tokens": estimate.kv_cache.capacity_tokens,
+            "gpus": plan.gpus,
         },
         "headroom_bytes": plan.headroom_bytes,
+        "demand": None if plan.demand is None else plan.demand.model_dump(mode="json"),
     }
 
 

@@ -131,19 +131,20 @@ def _rejection_lines(console: Console, estimate: Estimate) -> None:
 
 
 def fit_table(rows: Sequence[tuple[int, Estimate, int]]) -> Table:
-    """Ranked plans, a line each: rank, estimate, headroom in bytes."""
+    """Ranked plans, a line each: rank, estimate, headroom in bytes. Tokens and requests are of all replicas."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     headings = (
         "#",
         "TP",
         "PP",
+        "DP",
         "KV dtype",
         "max_model_len",
         "max_num_seqs",
         "batched",
         "util",
         "KV tokens",
-        "at full length",
+        "at once",
         "headroom",
     )
     for heading in headings:
@@ -156,13 +157,14 @@ def fit_table(rows: Sequence[tuple[int, Estimate, int]]) -> Table:
             str(rank),
             str(engine.tensor_parallel_size),
             str(engine.pipeline_parallel_size),
+            str(engine.data_parallel_size),
             engine.kv_cache_dtype,
             f"{engine.max_model_len:,}",
             f"{engine.max_num_seqs:,}",
             f"{engine.max_num_batched_tokens:,}",
             f"{engine.gpu_memory_utilization:g}",
-            f"{cache.capacity_tokens:,}",
-            f"{cache.max_concurrency:.1f}x",
+            f"{cache.capacity_tokens * engine.data_parallel_size:,}",
+            f"{cache.max_concurrency * engine.data_parallel_size:.1f}x",
             format_gib(headroom),
         )
     return table

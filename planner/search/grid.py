@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -12,6 +14,9 @@ from planner.memory.kv_capacity import largest_max_model_len, num_blocks, whole_
 from planner.search.costs import Costs, Ints
 from planner.search.space import BATCHED_TOKENS, LENGTH_STEPS, SEQUENCES, UTILIZATIONS, SearchOptions, ladder
 from planner.values import Bottleneck
+
+if TYPE_CHECKING:
+    from planner.search.occupancy import Occupancy
 
 Bools = npt.NDArray[np.bool_]
 
@@ -27,8 +32,8 @@ class Grid(Struct, frozen=True):
     """One layout's candidates. Axes: 0 sizes (max_num_seqs with max_num_batched_tokens), 1 utilization, 2 length.
 
     `longest`: [sizes, utilization], the longest max_model_len that holds the requests asked for, 0 where none does;
-    `blocks`, `needed_device_bytes` (margin included) and `requests` (of the greatest length, held at once): [sizes,
-    utilization]; `verdicts`: index into VERDICTS.
+    `blocks`, `needed_device_bytes` (margin included) and `requests` (of the greatest length or of the workload's own,
+    held at once): [sizes, utilization]; `verdicts`: index into VERDICTS.
     """
 
     deployment: Deployment
@@ -43,8 +48,13 @@ class Grid(Struct, frozen=True):
     verdicts: npt.NDArray[np.int8]
 
 
-def evaluate(deployment: Deployment, costs: Costs, options: SearchOptions, concurrency: int) -> Grid:
-    """Judge every candidate of a layout as vLLM and the device would, with the safety margin on the device's side."""
+def evaluate(
+    deployment: Deployment, costs: Costs, options: SearchOptions, concurrency: int, demand: Occupancy | None = None
+) -> Grid:
+    """Judge every candidate of a layout as vLLM and the device would, with the safety margin on the device's side.
+
+    `concurrency` requests at once: of the greatest length that results, or as `demand` says.
+    """
     utilizations = _utilizations(deployment.config, options)
     lengths = _lengths(deployment, options)
     total = deployment.gpus.gpu.total_memory_bytes
@@ -59,13 +69,16 @@ def evaluate(deployment: Deployment, costs: Costs, options: SearchOptions, concu
     over = needed > total
     upper = np.full(blocks.shape, int(lengths[-1]), dtype=np.int64)
     batched = costs.tokens[:, None]
-    shares = [
-        np.maximum(blocks - 1, 0) // concurrency * stage.bytes_per_needed_block for stage in deployment.pool.stages
-    ]
-    longest = np.minimum(
-        largest_max_model_len(deployment.pool, available, batched, upper),
-        largest_max_model_len(deployment.pool, shares, batched, upper),
-    )
+    longest = largest_max_model_len(deployment.pool, available, batched, upper)
+    if demand is None:
+        shares = [
+            np.maximum(blocks - 1, 0) // concurrency * stage.bytes_per_needed_block for stage in deployment.pool.stages
+        ]
+        longest = np.minimum(longest, largest_max_model_len(deployment.pool, shares, batched, upper))
+        requests = whole_requests(deployment.pool, blocks, upper, batched)
+    else:
+        longest = np.where(blocks - 1 >= demand.needed(concurrency, batched), longest, 0)
+        requests = demand.held(blocks, batched)
     return Grid(
         deployment=deployment,
         seqs=costs.seqs,
@@ -74,7 +87,7 @@ def evaluate(deployment: Deployment, costs: Costs, options: SearchOptions, concu
         lengths=lengths,
         blocks=blocks,
         longest=np.where(late | heavy | over, 0, longest),
-        requests=whole_requests(deployment.pool, blocks, upper, batched),
+        requests=requests,
         needed_device_bytes=needed,
         verdicts=_verdicts(longest, lengths, (late, heavy, over)),
     )
@@ -98,7 +111,8 @@ def _lengths(deployment: Deployment, options: SearchOptions) -> Ints:
     if "max_model_len" in options.given and config.max_model_len != -1:
         return np.array([config.max_model_len], dtype=np.int64)
     if options.objective == "concurrency":
-        wanted = max(options.workload.min_model_len, CONCURRENCY_LENGTH)
+        least = 1 if options.workload.mix else CONCURRENCY_LENGTH
+        wanted = max(options.workload.min_model_len, least)
         return np.array([min(wanted, model.derived_max_model_len)], dtype=np.int64)
     low = min(max(options.workload.min_model_len, 512), model.derived_max_model_len)
     return np.array(ladder(low, model.derived_max_model_len, LENGTH_STEPS, 256), dtype=np.int64)

@@ -11,10 +11,11 @@ from planner.errors import UnsupportedError
 from planner.memory.assess import Deployment
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.media import processed_within
 from planner.memory.multimodal.recommend import tight_kwargs
 from planner.memory.multimodal.workload import MediaWorkload, items_under, refused_items
 from planner.model.spec import ModelSpec
-from planner.model.vision_spec import VisionSpec
+from planner.model.vision_spec import DynamicPatches, VisionSpec
 from planner.search.space import SearchOptions
 from planner.values import Rejection
 
@@ -51,12 +52,32 @@ def with_media_limits(model: ModelSpec, options: SearchOptions) -> tuple[EngineA
 
 def with_media_room(model: ModelSpec, options: SearchOptions) -> SearchOptions:
     """The options with lengths that hold the stated media of a request and one token of text."""
-    if model.vision is None or options.args.language_model_only:
+    tokens = media_tokens(model, options)
+    if not tokens:
         return options
-    tokens = sum(item.prompt_tokens * count for item, count in _items(model.vision, options))
     workload = options.workload
     longer = workload.model_copy(update={"min_model_len": max(workload.min_model_len, tokens + 1)})
     return options.model_copy(update={"workload": longer})
+
+
+def pixel_bounds(model: ModelSpec, options: SearchOptions) -> tuple[str, ...]:
+    """--mm-processor-kwargs with a half and a quarter of the pixels that an image may have now; empty where the
+    processor takes no such bound."""
+    if model.vision is None or options.args.language_model_only or not processed_within(model.vision, "max_pixels"):
+        return ()
+    given = json.loads(options.args.mm_processor_kwargs or "{}")
+    rule = model.vision.image
+    if not isinstance(rule, DynamicPatches):
+        return ()
+    most = int(given.get("max_pixels") or rule.max_pixels)
+    return tuple(json.dumps({**given, "max_pixels": most // part}) for part in (2, 4))
+
+
+def media_tokens(model: ModelSpec, options: SearchOptions) -> int:
+    """Prompt tokens of the stated media of one request; 0 for a model without towers or a request without media."""
+    if model.vision is None or options.args.language_model_only:
+        return 0
+    return sum(item.prompt_tokens * count for item, count in _items(model.vision, options))
 
 
 def _limits(vision: VisionSpec, options: SearchOptions) -> tuple[dict[str, int], tuple[str, ...]]:
@@ -79,18 +100,25 @@ def _items(vision: VisionSpec, options: SearchOptions) -> tuple[tuple[MediaItem,
         return ()
 
 
-def too_long(options: SearchOptions) -> Rejection | None:
-    """vLLM's refusal of the workload's requests where the user fixed a length below them."""
+def too_long(model: ModelSpec, options: SearchOptions) -> Rejection | None:
+    """vLLM's refusal of the workload's requests where the user fixed a length below them, or the model's own is."""
     length, need = options.args.max_model_len, options.workload.min_model_len
-    if "max_model_len" not in options.given or length is None or length == -1 or need <= length:
+    if "max_model_len" not in options.given or length is None or length == -1:
+        length = model.derived_max_model_len
+    if need <= length:
         return None
+    fixed = length < min(need, model.derived_max_model_len)
     return Rejection(
         bottleneck="max_model_len",
         message=(
             f"The prompt (at least {need} tokens with the stated media) is too long to fit into the model "
             f"(context length {length})."
         ),
-        fix=(f"--max-model-len {need}", "smaller or fewer images and videos"),
+        fix=(
+            *((f"--max-model-len {need}",) if fixed else ()),
+            "smaller or fewer images and videos",
+            "shorter requests",
+        ),
     )
 
 

@@ -7,17 +7,26 @@ from msgspec import Struct
 from planner.engine.args import EngineArgs
 from planner.memory.assess import Assessment
 from planner.memory.result import Estimate
+from planner.search.workload import PlanDemand
 from planner.values import Bottleneck, Rejection, Value
 
 
 class Plan(Struct, frozen=True):
     """One way to serve. `args` are the flags that make it; `concurrency` the requests of max_model_len tokens that the
-    cache holds at once; `headroom_bytes` what the device keeps free, the encoder's run-time peak set aside."""
+    caches of all replicas hold at once; `headroom_bytes` what the device keeps free, the encoder's run-time peak set
+    aside; `demand` what the workload's own lengths ask of it."""
 
     args: EngineArgs
     assessment: Assessment
     concurrency: int
     headroom_bytes: int
+    demand: PlanDemand | None = None
+
+    @property
+    def gpus(self) -> int:
+        """Cards that the plan takes."""
+        args = self.args
+        return args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
 
     @property
     def estimate(self) -> Estimate:

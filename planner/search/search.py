@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
-from planner.memory.assess import Assessment, Deployment, assess_deployment
+from planner.memory.assess import Assessment, assess_deployment
 from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
-from planner.search.costs import Costs, size_costs
-from planner.search.grid import VERDICTS, Grid, evaluate, size_pairs
-from planner.search.layouts import Layout, cache_dtypes, layout, pipeline_parallel_sizes, tensor_parallel_sizes
-from planner.search.media import media_of, refused_media, served_pairs, too_long, with_media_limits, with_media_room
+from planner.search.explorer import Candidates, Explorer, Tally, tally_grid
+from planner.search.layouts import (
+    cache_dtypes,
+    data_parallel_sizes,
+    engine_updates,
+    layout,
+    pipeline_parallel_sizes,
+    tensor_parallel_sizes,
+)
+from planner.search.media import media_of, refused_media, too_long, with_media_limits, with_media_room
 from planner.search.plan import Plan, RejectedCount, SearchResult
 from planner.search.space import SEQUENCES, SearchOptions
-from planner.values import Bottleneck, Rejection
-
-BALANCED_CONCURRENCY = 8
-"""Requests of full length that the balanced objective holds at once where the user names no number."""
+from planner.values import Rejection
 
 _OCTAVE = 0.02
-
-
-@dataclass(slots=True)
-class _Tally:
-    counts: Counter[Bottleneck] = field(default_factory=Counter)
-    examples: dict[Bottleneck, tuple[Rejection, tuple[tuple[str, str | int | float], ...]]] = field(
-        default_factory=dict
-    )
-    evaluated: int = 0
-    feasible: int = 0
-
-    def refuse(
-        self, reason: Bottleneck, count: int, example: Rejection, flags: tuple[tuple[str, str | int | float], ...]
-    ) -> None:
-        self.counts[reason] += count
-        self.evaluated += count
-        self.examples.setdefault(reason, (example, flags))
 
 
 def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str) -> SearchResult:
@@ -50,25 +33,31 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     Plans with an FP8 cache come after those with the model's own, whatever they score: the search trades no accuracy
     that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
     """
-    tally = _Tally()
-    args, notes = with_media_limits(model, options)
-    options = with_media_room(model, options.model_copy(update={"args": args}))
-    refused = too_long(options)
-    if refused is not None:
-        return refused_search(refused, notes)
-    explorer = _Explorer(model, gpus, options, vllm_version, tally)
+    tally = Tally()
+    limited, notes = with_media_limits(model, options)
+    refused: list[Rejection] = []
     plans: list[tuple[tuple[float, ...], Plan]] = []
-    for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
-        found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in explorer.explore(cache_dtype, tp, 1)]
-        if not found and "pipeline_parallel_size" not in options.given:
-            found = [
-                plan
-                for tp in tensor_parallel_sizes(gpus, options)
-                for stages in pipeline_parallel_sizes(gpus, tp, model)
-                for plan in explorer.explore(cache_dtype, tp, stages)
-            ]
-        plans += [((dtype_rank, -score), plan) for score, plan in found]
+    for update in engine_updates(model, options.model_copy(update={"args": limited})):
+        asked = options.model_copy(update={"args": limited.model_copy(update=update)})
+        asked = with_media_room(model, asked)
+        if asked.workload.mix is not None:
+            from planner.search.demand import with_request_room
+
+            asked = with_request_room(model, asked)
+        refusal = too_long(model, asked)
+        if refusal is not None:
+            refused.append(refusal)
+            continue
+        for dtype_rank, score, plan in _explored(Explorer(model, gpus, asked, vllm_version, tally)):
+            accuracy = dtype_rank + 2 * ("mm_processor_kwargs" in update)
+            plans.append(((accuracy, -score), plan))
+    if refused and not tally.evaluated:
+        return refused_search(refused[0], notes)
     plans.sort(key=lambda item: item[0])
+    if plans and plans[0][1].demand is not None and options.workload.mix is not None:
+        from planner.search.demand import demand_notes
+
+        notes += demand_notes(options.workload.mix, plans[0][1].demand)
     return SearchResult(
         plans=tuple(plan for _, plan in plans[: options.max_plans]),
         feasible=tally.feasible,
@@ -83,72 +72,50 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     )
 
 
+def _explored(explorer: Explorer) -> Iterator[tuple[int, float, Plan]]:
+    """(rank of the cache dtype, score, plan) of every layout that holds the workload."""
+    model, gpus, options = explorer.model, explorer.gpus, explorer.options
+    for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
+        found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in _explore(explorer, cache_dtype, tp, 1)]
+        if not found and "pipeline_parallel_size" not in options.given:
+            found = [
+                plan
+                for tp in tensor_parallel_sizes(gpus, options)
+                for stages in pipeline_parallel_sizes(gpus, tp, model)
+                for plan in _explore(explorer, cache_dtype, tp, stages)
+            ]
+        yield from ((dtype_rank, score, plan) for score, plan in found)
+
+
 def refused_search(rejection: Rejection, notes: tuple[str, ...] = ()) -> SearchResult:
     """The answer where vLLM refuses whatever the flags that are left."""
     count = RejectedCount(reason=rejection.bottleneck, count=1, example=rejection)
     return SearchResult(plans=(), feasible=0, rejected=(count,), evaluated=1, notes=notes)
 
 
-@dataclass(slots=True)
-class _Explorer:
-    """Judges layouts one after the other; the weights of a layout are split once for all cache dtypes."""
-
-    model: ModelSpec
-    gpus: GpuPool
-    options: SearchOptions
-    vllm_version: str
-    tally: _Tally
-    known: dict[tuple[int, int], Deployment] = field(default_factory=dict)
-    costs: dict[tuple[int, int], Costs] = field(default_factory=dict)
-
-    def explore(self, cache_dtype: str, tp: int, stages: int) -> Iterator[tuple[float, Plan]]:
-        options = self.options
-        if "pipeline_parallel_size" in options.given:
-            stages = options.args.pipeline_parallel_size
-        sizes: dict[str, str | int | float] = {
-            "tensor_parallel_size": tp,
-            "pipeline_parallel_size": stages,
-            "kv_cache_dtype": cache_dtype,
-        }
-        args = options.args.model_copy(update=sizes)
-        flags = tuple(sizes.items())
-        found = layout(self.model, self.gpus, args, self.vllm_version, self.known.get((tp, stages)))
-        if found.deployment is None:
-            assert found.rejection is not None
-            self.tally.refuse(found.rejection.bottleneck, 1, found.rejection, flags)
-            return
-        self.known.setdefault((tp, stages), found.deployment)
-        costs = self.costs.get((tp, stages))
-        if costs is None:
-            pairs = size_pairs(found.deployment.config, options)
-            tried = len(pairs)
-            pairs, refusal = served_pairs(found.deployment, options, pairs)
-            if refusal is not None:
-                self.tally.refuse(refusal.bottleneck, max(1, tried - len(pairs)), refusal, flags)
-            if not pairs:
-                return
-            costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence)
-            self.costs[tp, stages] = costs
-        grid = evaluate(found.deployment, costs, options, _concurrency(options))
-        _count(grid, flags, self.tally)
-        for row, column in _best(grid, found, options):
-            plan = _plan(self, args, grid, row, column)
+def _explore(explorer: Explorer, cache_dtype: str, tp: int, stages: int) -> Iterator[tuple[float, Plan]]:
+    """The best plan of a layout for each number of replicas, with its score."""
+    options = explorer.options
+    if "pipeline_parallel_size" in options.given:
+        stages = options.args.pipeline_parallel_size
+    for replicas in data_parallel_sizes(explorer.gpus, options, explorer.model, tp, stages):
+        candidates = explorer.candidates(cache_dtype, tp, stages, replicas)
+        if candidates is None:
+            continue
+        tally_grid(candidates.grid, candidates.flags, explorer.tally)
+        for row, column in _best(candidates, options):
+            plan = _plan(explorer, candidates, row, column)
             if plan is not None:
                 yield _score_of(plan, options), plan
-                return
+                break
 
 
-def _concurrency(options: SearchOptions) -> int:
-    if options.workload.concurrency is not None:
-        return options.workload.concurrency
-    return BALANCED_CONCURRENCY if options.objective == "balanced" and "max_model_len" not in options.given else 1
-
-
-def _best(grid: Grid, found: Layout, options: SearchOptions) -> list[tuple[int, int]]:
+def _best(candidates: Candidates, options: SearchOptions) -> list[tuple[int, int]]:
     """(sizes, utilization) by falling objective, each pair of sizes at its best utilization.
 
     Near ties go to vLLM's default sizes and to the lower utilization.
     """
+    grid = candidates.grid
     if not (grid.verdicts == 0).any():
         return []
     longest = grid.longest
@@ -161,9 +128,9 @@ def _best(grid: Grid, found: Layout, options: SearchOptions) -> list[tuple[int, 
         value = value + np.where(longest >= fixed, 0.25 * np.log2(np.maximum(tokens, 1)), 0.0)
     else:
         value = np.log2(np.maximum(np.minimum(grid.requests, grid.seqs[:, None]), 1))
-    config = found.deployment.config if found.deployment else None
-    assert config is not None
-    preferred_seqs = _preferred_seqs(options, config.max_num_seqs)
+    config = grid.deployment.config
+    wanted = options.workload.concurrency if candidates.demand is None else candidates.demand.requests
+    preferred_seqs = _preferred_seqs(wanted, config.max_num_seqs)
     drift = np.abs(np.log2(grid.seqs / preferred_seqs)) + np.abs(np.log2(grid.tokens / config.max_num_batched_tokens))
     value = np.where(holds, value - _OCTAVE * drift[:, None], -np.inf)
     columns = np.argmax(value, axis=1)
@@ -172,26 +139,25 @@ def _best(grid: Grid, found: Layout, options: SearchOptions) -> list[tuple[int, 
     return [(int(sizes), int(columns[sizes])) for sizes in order if np.isfinite(best[sizes])]
 
 
-def _preferred_seqs(options: SearchOptions, default: int) -> int:
-    wanted = options.workload.concurrency
+def _preferred_seqs(wanted: int | None, default: int) -> int:
     if wanted is None:
         return min(default, 256)
     return next((size for size in SEQUENCES if size >= wanted), SEQUENCES[-1])
 
 
-def _plan(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, column: int) -> Plan | None:
+def _plan(explorer: Explorer, candidates: Candidates, sizes: int, column: int) -> Plan | None:
     """The candidate replayed whole. Where the grid was too hopeful about the device, the next lower utilizations."""
     for lower in range(column, -1, -1):
-        if grid.longest[sizes, lower] <= 0:
+        if candidates.grid.longest[sizes, lower] <= 0:
             continue
-        plan = _replayed(explorer, args, grid, sizes, lower)
+        plan = _replayed(explorer, candidates, sizes, lower)
         if plan is not None:
             return plan
     return None
 
 
-def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, column: int) -> Plan | None:
-    options = explorer.options
+def _replayed(explorer: Explorer, candidates: Candidates, sizes: int, column: int) -> Plan | None:
+    options, args, grid = explorer.options, candidates.args, candidates.grid
     update: dict[str, object] = {
         "max_num_seqs": int(grid.seqs[sizes]),
         "max_num_batched_tokens": int(grid.tokens[sizes]),
@@ -200,6 +166,12 @@ def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, col
         update["gpu_memory_utilization"] = float(grid.utilizations[column])
     if "max_model_len" not in options.given or args.max_model_len == -1:
         update["max_model_len"] = int(grid.longest[sizes, column])
+    return exact_plan(explorer, candidates, update)
+
+
+def exact_plan(explorer: Explorer, candidates: Candidates, update: dict[str, object]) -> Plan | None:
+    """One candidate of a layout replayed whole; None where it does not hold after all."""
+    options, args, grid = explorer.options, candidates.args, candidates.grid
     chosen = args.model_copy(update=update)
     found = layout(explorer.model, explorer.gpus, chosen, explorer.vllm_version, grid.deployment)
     if found.deployment is None:
@@ -213,7 +185,17 @@ def _replayed(explorer: _Explorer, args: EngineArgs, grid: Grid, sizes: int, col
     need = per_gpu.used_after_startup_bytes + per_gpu.vision_encoder_runtime_peak_bytes
     if need * (1 + options.safety_margin) > per_gpu.total_memory_bytes:
         return None
-    return Plan(chosen, assessment, _full_length_requests(assessment), per_gpu.total_memory_bytes - need)
+    demand = None
+    if candidates.demand is not None and explorer.demands is not None:
+        cache = assessment.estimate.kv_cache
+        assert cache is not None
+        demand = explorer.demands.summary(
+            found.deployment, candidates.demand, candidates.replicas, cache.num_gpu_blocks, chosen.max_num_seqs or 1
+        )
+        if demand.held < demand.concurrency:
+            return None
+    requests = _full_length_requests(assessment) * candidates.replicas
+    return Plan(chosen, assessment, requests, per_gpu.total_memory_bytes - need, demand)
 
 
 def _full_length_requests(assessment: Assessment) -> int:
@@ -233,43 +215,7 @@ def _score_of(plan: Plan, options: SearchOptions) -> float:
     assert cache is not None
     assert engine is not None
     if options.objective == "concurrency":
-        return float(min(plan.concurrency, engine.max_num_seqs))
+        replicas = engine.data_parallel_size
+        held = plan.concurrency if plan.demand is None else plan.demand.held
+        return float(min(held, engine.max_num_seqs * replicas))
     return float(engine.max_model_len) * (1.0 + 1e-9 * plan.concurrency) + min(plan.concurrency, 10**6) * 1e-3
-
-
-def _count(grid: Grid, flags: tuple[tuple[str, str | int | float], ...], tally: _Tally) -> None:
-    codes, counts = np.unique(grid.verdicts, return_counts=True)
-    for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
-        reason = VERDICTS[code]
-        if reason is None:
-            tally.feasible += count
-            tally.evaluated += count
-            continue
-        tally.counts[reason] += count
-        tally.evaluated += count
-        if reason not in tally.examples:
-            tally.examples[reason] = (_example(grid, code, reason), (*flags, *_flags_of(grid, code)))
-
-
-def _flags_of(grid: Grid, code: int) -> tuple[tuple[str, str | int | float], ...]:
-    sizes, utilization, length = (int(axis[0]) for axis in np.nonzero(grid.verdicts == code))
-    return (
-        ("max_num_seqs", int(grid.seqs[sizes])), ("max_num_batched_tokens", int(grid.tokens[sizes])),
-        ("gpu_memory_utilization", float(grid.utilizations[utilization])), ("max_model_len", int(grid.lengths[length])),
-    )  # fmt: skip
-
-
-_SENTENCES: dict[Bottleneck, str] = {
-    "startup_memory": "free memory at startup is below the requested share of the card",
-    "weights": "the weights do not fit the card",
-    "kv_cache": "the cache does not hold the requests asked for",
-    "device_memory": "the device would not keep the safety margin free",
-}
-
-
-def _example(grid: Grid, code: int, reason: Bottleneck) -> Rejection:
-    sizes, utilization, _ = (int(axis[0]) for axis in np.nonzero(grid.verdicts == code))
-    need = have = None
-    if reason == "device_memory":
-        need, have = int(grid.needed_device_bytes[sizes, utilization]), grid.deployment.gpus.gpu.total_memory_bytes
-    return Rejection(bottleneck=reason, message=_SENTENCES[reason], need_bytes=need, have_bytes=have)

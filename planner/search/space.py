@@ -8,6 +8,7 @@ from pydantic import Field
 
 from planner.engine.args import EngineArgs
 from planner.memory.intervals import Confidence
+from planner.search.workload import RequestMix
 from planner.values import Value
 
 Objective = Literal["context", "concurrency", "balanced"]
@@ -17,16 +18,23 @@ BATCHED_TOKENS = (2048, 4096, 8192, 16384)
 UTILIZATIONS = tuple(percent / 100 for percent in range(70, 99))
 LENGTH_STEPS = 16
 
+AXES = ("expert-parallel", "data-parallel", "eager", "block-size", "pixels")
+"""What a search varies only when asked: whole experts per GPU, every number of replicas, no CUDA graphs, cache blocks
+of other sizes, and lower bounds on the pixels of an image."""
+
 
 class Workload(Value):
     """The load that a plan must hold.
 
-    `concurrency` requests of max_model_len tokens at once (None: what the objective asks for). `min_model_len`: the
-    shortest length that will do. `images` and `videos` in each request, None where the user says nothing; sizes in
+    `concurrency` requests at once (None: what the objective asks for), of max_model_len tokens each or, with a `mix`,
+    of its lengths. `request_rate`: requests per second, from which each layout's concurrency follows. `min_model_len`:
+    the shortest length that will do. `images` and `videos` in each request, None where the user says nothing; sizes in
     pixels before the processor resizes them.
     """
 
     concurrency: int | None = None
+    request_rate: float | None = None
+    mix: RequestMix | None = None
     min_model_len: int = 1
     images: int | None = None
     image_size: tuple[int, int] = (1024, 1024)
@@ -41,7 +49,7 @@ class Workload(Value):
 class SearchOptions(Value):
     """`given` are the flags that the user fixed: the search respects them. `safety_margin` is the share of what the
     device's ledger predicts that must stay free on top of it. `confidence`: whether plans hold at the unfavourable ends
-    of the intervals, or by expected values."""
+    of the intervals, or by expected values. `vary`: which of AXES to search too."""
 
     objective: Objective = "balanced"
     workload: Workload = Field(default_factory=Workload)
@@ -50,6 +58,7 @@ class SearchOptions(Value):
     given: tuple[str, ...] = ()
     max_plans: int = 5
     confidence: Confidence = "safe"
+    vary: tuple[str, ...] = ()
 
 
 def ladder(low: int, high: int, steps: int, multiple: int) -> tuple[int, ...]:
