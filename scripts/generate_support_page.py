@@ -110,7 +110,8 @@ def carried() -> Iterator[tuple[str, ModelFiles]]:
     for folder in ("configs", "measured_models"):
         for path in sorted((TESTS / "data" / folder).glob("*/config.json")):
             yield path.parent.name, load_folder(path.parent, name=path.parent.name)
-    for file, prefix in (("small_configs.json", "small/"), ("hybrid_configs.json", "made/")):
+    shorts = (("small_configs.json", "small/"), ("hybrid_configs.json", "made/"), ("served_configs.json", "served/"))
+    for file, prefix in shorts:
         for name, config in json.loads((TESTS / "data" / file).read_text()).items():
             yield prefix + name, ModelFiles(name=name, config=config)
 
@@ -279,7 +280,8 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak, eager": evidence(0, eager),
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks} batches of {len(media)} models; else {DERIVED}",
-        "`--enable-lora`": "not supported",
+        "`--enable-lora`": f"slots and scratch: {DERIVED}, for {len(TRAITS)} architectures; {len(REFUSING)} are refused "
+        "by vLLM; not supported on quantized experts, vision towers and other releases than 0.26.0",
         "`--speculative-config`": f"`ngram`, `suffix`: {DERIVED}; drafts with weights are not supported",
         "AMD and other accelerators": "not supported",
     }

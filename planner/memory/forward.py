@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.engine.config import EngineConfig
+from planner.memory.adapters import write_embedding_adapter
 from planner.memory.allocator import ROTARY_TABLE
+from planner.memory.expanded import is_expanded, write_expanded_attention
 from planner.memory.hyper import residual_streams, write_compressed_attention
 from planner.memory.indexer import write_indexer
 from planner.memory.layers import (
@@ -80,11 +82,13 @@ class Forward:
         return loop
 
     def _embed(self, p: Program) -> int:
+        adapted = write_embedding_adapter(p, self.share)
         hidden = p.alloc("token embeddings", token=self.hidden)
         if self.tp > 1:
             total = p.alloc("token embeddings, summed over ranks", token=self.hidden)
             p.free(hidden)
             hidden = total
+        p.free(adapted)
         if self.style.scaled_embedding:
             scaled = p.alloc("scaled token embeddings", token=self.hidden)
             p.free(hidden)
@@ -208,6 +212,8 @@ class Forward:
             return mixed
         if layer.attention is not None and layer.attention.kind == "mla_attention":
             return self._mla(p, layer, layer.attention)
+        if is_expanded(layer):
+            return write_expanded_attention(p, layer, self._linear, item=self.item, hidden=self.hidden, tp=self.tp)
         if layer.qkv is None:
             return self._separate_attention(p, layer)
         return self._attention(p, layer)
@@ -478,6 +484,7 @@ class Forward:
         out = p.alloc(what, token=width)
         self.linears[name].during(p)
         p.free(*scratch)
+        self.linears[name].adapters.write(p)
         return self._reduce(p, out, reduced and self.tp > 1)
 
     def _reduce(self, p: Program, partial: int, needed: bool) -> int:

@@ -39,7 +39,7 @@ def catalog() -> ModelCatalog:
 @cache
 def small_configs() -> dict[str, ModelFiles]:
     found: dict[str, ModelFiles] = {}
-    for file in ("small_configs.json", "hybrid_configs.json"):
+    for file in ("small_configs.json", "hybrid_configs.json", "served_configs.json"):
         configs = json.loads((DATA / file).read_text())
         found |= {f"{file} {name}": ModelFiles(name=name, config=config) for name, config in configs.items()}
     return found

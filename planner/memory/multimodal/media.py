@@ -53,8 +53,9 @@ _TILED = {
     "InternS1": ("max_patches",),
     "Idefics3": ("do_image_splitting", "size"),
     "Mllama4": ("max_patches",),
+    "Cohere2Vision": ("max_patches",),
 }
-_FIXED = {"Llava": (), "Gemma3": ("do_pan_and_scan", "pan_and_scan_max_num_crops")}
+_FIXED = {"Llava": (), "PaliGemma": (), "Gemma3n": (), "Gemma3": ("do_pan_and_scan", "pan_and_scan_max_num_crops")}
 
 
 def media_item(

@@ -25,6 +25,7 @@ from planner.values import DTYPE_BYTES
 _SQUARE_OF_TWO = 4
 _MINIMAX_TABLES = 3
 """Frequencies, cosines and sines of each patch live together, in float32 (minimax_m3/common/vision_tower.py:560)."""
+_DIVIDED_PROJECTORS = ("Llava", "LlavaNext", "Mistral3", "LightOnOCR", "Mllama4", "MiniMaxM3", "Cohere2Vision")
 _FP8 = ("float8_e4m3fn", "float8_e5m2")
 _FP8_FROM = (8, 9)
 _WHISPER = ("Qwen2Audio", "Qwen2_5Omni")
@@ -40,6 +41,8 @@ _STYLES: dict[str, TowerStyle] = {
     "LlavaNext": "plain",
     "LlavaOnevision": "plain",
     "Gemma3": "plain",
+    "PaliGemma": "plain",
+    "Cohere2Vision": "plain",
     "InternVL": "plain",
     "InternS1": "plain",
     "Idefics3": "plain",
@@ -49,6 +52,7 @@ _STYLES: dict[str, TowerStyle] = {
     "KimiVL": "moonvit",
     "KimiK25": "moonvit",
     "Mistral3": "pixtral",
+    "LightOnOCR": "pixtral",
     "PaddleOCRVL": "rotated",
     "MiniMaxM3": "minimax",
 }
@@ -161,12 +165,12 @@ def _projector(
         merged = _SQUARE_OF_TWO
     sound = items[0].modality == "audio"
     merged = 1 if sound and style == "plain" else merged
-    single = vision.family in ("Gemma3", "Idefics3") or style == "audio"
+    single = vision.family in ("Gemma3", "Idefics3", "PaliGemma") or style == "audio"
     return Projector(
         features=encoder.hidden_size * merged,
         inner=0 if single else encoder.projector_size or encoder.output_size,
         output=encoder.output_size,
-        tp=tp if vision.family in ("Llava", "LlavaNext", "Mistral3", "Mllama4", "MiniMaxM3") else 1,
+        tp=tp if vision.family in _DIVIDED_PROJECTORS else 1,
         each_patch=vision.family == "MiniMaxM3",
         shuffles=merged > 1,
         resamples=vision.family == "MiniCPMV",

@@ -228,7 +228,7 @@ class Gemma4Rule(PatchRule, frozen=True):
 
 
 class EdgeRule(MediaRule, frozen=True):
-    """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more."""
+    """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more, but LightOnOCR's."""
 
     family: str
     rule: LongestEdge
@@ -243,9 +243,12 @@ class EdgeRule(MediaRule, frozen=True):
         rows, columns = (height - 1) // cell + 1, (width - 1) // cell + 1
         tokens, patches = rows * columns, rows * columns * self.rule.merge_size**2
         return MediaItem(
-            modality="image", tokens=tokens, prompt_tokens=tokens + rows, patches=patches, sequences=1,
+            modality="image", tokens=tokens, prompt_tokens=tokens + self._breaks(rows), patches=patches, sequences=1,
             input_values=patches * CHANNELS * self.rule.patch_size**2, width=columns * cell, height=rows * cell,
         )  # fmt: skip
+
+    def _breaks(self, rows: int) -> int:
+        return 0 if self.family == "LightOnOCR" else rows
 
     def largest_size(self) -> tuple[int, int]:
         return self.rule.image_size, self.rule.image_size

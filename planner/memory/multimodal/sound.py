@@ -31,6 +31,8 @@ class SoundRule(Struct, frozen=True):
     def sound(self, seconds: float) -> MediaItem:
         """InputError for more than one chunk, which the feature extractor cuts off."""
         frames = max(1, ceil(seconds * _FRAMES_PER_SECOND))
+        if self.family == "Gemma3n":
+            return self._fixed(min(frames, self.rule.max_frames))
         if self.family == "Gemma4":
             return self._unpadded(min(frames, self.rule.max_frames))
         if frames > self.rule.max_frames:
@@ -57,6 +59,14 @@ class SoundRule(Struct, frozen=True):
             return LargestItem(modality="audio", max_tokens=self.rule.tokens, item=self._unpadded(_DUMMY_FRAMES))
         most = self.rule.tokens if self.family == "Qwen3OmniMoe" else item.tokens
         return LargestItem(modality="audio", max_tokens=most, item=item)
+
+    def _fixed(self, frames: int) -> MediaItem:
+        """Gemma 3n pads or cuts each sound's embeddings to one number (gemma3n_mm.py:636)."""
+        tokens = self.rule.tokens
+        return MediaItem(
+            modality="audio", tokens=tokens, prompt_tokens=tokens + 2 * _MARKERS, patches=tokens, sequences=1,
+            input_values=frames * self.rule.mel_bins, frames=frames,
+        )  # fmt: skip
 
     def _unpadded(self, frames: int) -> MediaItem:
         tokens = min((((frames - 1) // 2 + 1) - 1) // 2 + 1, self.rule.tokens)

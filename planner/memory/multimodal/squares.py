@@ -18,6 +18,7 @@ _PAN_MIN_CROP, _PAN_MIN_RATIO, _PAN_MARKERS, _PAN_CROPS = 256, 1.2, 4, 4
 _MOST_VIDEO_FRAMES = 16
 _ONEVISION_SIZE = (1153, 944)
 _IDEFICS_BOUND = 4096
+_CANVAS = ("Mllama4", "Cohere2Vision")
 
 
 def squares_item(
@@ -146,7 +147,7 @@ class TileRule(MediaRule, frozen=True):
 
     def largest_size(self) -> tuple[int, int]:
         side, most = self.rule.image_size, self._bounds()[1]
-        if self.family == "Mllama4":
+        if self.family in _CANVAS:
             return side, side * most
         return (side, side) if self.family == "Idefics3" else (side * most, side)
 
@@ -173,6 +174,8 @@ class TileRule(MediaRule, frozen=True):
     def _markers(self, columns: int, rows: int) -> int:
         if self.family == "Mllama4":
             return 3 + (columns * rows if columns * rows > 1 else 0)
+        if self.family == "Cohere2Vision":
+            return self.rule.extra_tokens + columns * rows + (1 if columns * rows > 1 else 0)
         if self.family == "Idefics3":
             return 3 + (2 * columns * rows + rows + 1 if columns * rows > 1 else 0)
         return self.rule.extra_tokens
@@ -180,7 +183,7 @@ class TileRule(MediaRule, frozen=True):
     def _grid(self, width: int, height: int) -> tuple[int, int]:
         if self.family == "Idefics3":
             return self._split(width, height)
-        if self.family == "Mllama4":
+        if self.family in _CANVAS:
             return self._canvas(width, height)
         return self.closest(width, height)
 

@@ -120,7 +120,7 @@ def _decoder(
 
     def attention(at: str, layer: int) -> list[Module]:
         kind, window = windows.of(layer)
-        rope = _rope(config, kind == "sliding_window") if rope_by_type else rope_parameters(config)
+        rope = nested_rope(config, kind == "sliding_window") if rope_by_type else rope_parameters(config)
         return self_attention(
             at,
             layer,
@@ -155,7 +155,7 @@ def _decoder(
     return replace(text, modules=tuple(module for module in text.modules if not isinstance(module, LMHead)))
 
 
-def _rope(config: ConfigView, sliding: bool) -> Mapping[str, Any]:
+def nested_rope(config: ConfigView, sliding: bool) -> Mapping[str, Any]:
     """The parameters of one kind of layer, as transformers 5 nests them (its Gemma3TextConfig)."""
     nested = config.raw("rope_parameters")
     kind = "sliding_attention" if sliding else "full_attention"

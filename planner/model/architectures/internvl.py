@@ -5,10 +5,12 @@ Source: vLLM 0.26.0 model_executor/models/internvl.py, interns1.py.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.model.architectures.blocks import Architecture, norm
 from planner.model.architectures.llava import PREFIXES
 from planner.model.architectures.text_part import language_model
-from planner.model.architectures.vision_blocks import as_tower, multimodal, text_view, weight
+from planner.model.architectures.vision_blocks import as_tower, multimodal, replicated, text_view, weight
 from planner.model.architectures.vit import encoder_of, intern_vit, interns1_vit, patch_grid
 from planner.model.config_view import ConfigView
 from planner.model.modules import Module
@@ -44,6 +46,22 @@ def internvl_chat(config: ConfigView) -> Architecture:
     spec = VisionSpec(family="InternVL", modalities=modalities, encoder=encoder, image=image)
     tower = intern_vit(vision, "vision_model", depth) + as_tower(projector)
     return multimodal(text, tower, vision=spec, fused={"qkv": ("qkv",)}, encoder_data=True)
+
+
+def skywork_r1v(config: ConfigView) -> Architecture:
+    """SkyworkR1VChatModel: InternVL whose projector's first layer can be quantized (skyworkr1v.py:238)."""
+    whole = internvl_chat(config)
+    assert whole.vision is not None
+    merged = [part for part in whole.modules if not part.name.startswith("mlp1.1.")]
+    width, output = _merged_width(config, config.section("vision_config", "intern_vit_6b")), whole.text.hidden_size
+    first = as_tower([replicated("mlp1.1", width, output), replicated("mlp1.3", output, output)])
+    kept = [part for part in merged if not part.name.startswith("mlp1.3.")]
+    return replace(
+        whole,
+        modules=(*first, *kept),
+        vision=replace(whole.vision, modalities=("image",)),
+        supports_encoder_tp_data=False,
+    )
 
 
 def internvl(config: ConfigView) -> Architecture:

@@ -13,7 +13,7 @@ from planner.model.architectures.text_part import language_model
 from planner.model.architectures.vision_blocks import as_tower, column, multimodal, row, text_view, weight
 from planner.model.architectures.vit import clip, encoder_of, patch_grid, pixtral_hf, siglip
 from planner.model.config_view import ConfigView
-from planner.model.modules import Module, Parameter
+from planner.model.modules import Module, PackedNames, Parameter
 from planner.model.vision_spec import FixedSize, ImageRule, LongestEdge, Pinpoints, VisionSpec
 
 PREFIXES = (
@@ -21,6 +21,12 @@ PREFIXES = (
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
+)
+_LIGHTON_PREFIXES = (
+    ("model.vision_encoder.", "vision_tower."),
+    ("model.vision_projection.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.language_model.", "language_model.model."),
 )
 _NEWLINE = (("model.image_newline", "image_newline"),)
 _TOWERS = {"clip_vision_model": clip, "siglip_vision_model": siglip, "pixtral": pixtral_hf}
@@ -72,9 +78,9 @@ def llava_onevision(config: ConfigView) -> Architecture:
     )
 
 
-def mistral3(config: ConfigView) -> Architecture:
+def mistral3(config: ConfigView, text_type: str = "mistral") -> Architecture:
     """Mistral3ForConditionalGeneration: Pixtral tower, a merger of patches before the projector."""
-    text = language_model(text_view(config, "mistral"))
+    text = language_model(text_view(config, text_type))
     vision = _vision(config, "pixtral")
     if vision.model_type != "pixtral":
         raise UnsupportedError(
@@ -87,6 +93,14 @@ def mistral3(config: ConfigView) -> Architecture:
     tower += _projector(config, width, text.text.hidden_size, bias=config.flag("multimodal_projector_bias"))
     spec = _spec(config, vision, "Mistral3", text.text.hidden_size, _longest_edge(vision, merge))
     return multimodal(text, tower, vision=spec, prefixes=(*PREFIXES, ("model.", "language_model.model.")))
+
+
+def lightonocr(config: ConfigView) -> Architecture:
+    """LightOnOCRForConditionalGeneration: Mistral 3's tower and projector, no break tokens, a Qwen3 decoder."""
+    mistral = mistral3(config, "qwen3")
+    assert mistral.vision is not None
+    names = PackedNames(fused=mistral.names.fused, prefixes=_LIGHTON_PREFIXES)
+    return replace(mistral, vision=replace(mistral.vision, family="LightOnOCR"), names=names)
 
 
 def _newline(width: int) -> Parameter:
