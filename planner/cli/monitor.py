@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from planner.errors import InputError
 if TYPE_CHECKING:
     from planner.monitor.planned import Planned
     from planner.monitor.sample import Sample
+    from planner.monitor.session import Session
 
 SCHEMA = "vplan.monitor/1"
 
@@ -54,6 +55,7 @@ def monitor(
     """
     from planner.monitor.exporter import dashboard
     from planner.monitor.planned import read_plan
+    from planner.monitor.session import Session
 
     check_format(format, ("text", "json"))
     if grafana:
@@ -68,36 +70,6 @@ def monitor(
             _once(session, format, output)
         else:
             _watch(session, interval, duration, format)
-
-
-class Session:
-    """The server, the cards and the places that samples go to."""
-
-    def __init__(
-        self, stack: ExitStack, url: str, timeout_s: float, planned: Planned | None, csv: Path | None, port: int | None
-    ) -> None:
-        from planner.monitor.cards import Cards
-        from planner.monitor.csv_log import CsvLog
-        from planner.monitor.exporter import Exporter
-        from planner.monitor.scrape import Server
-        from planner.monitor.watch import Watch
-
-        self.planned = planned
-        self.server = stack.enter_context(closing(Server(url, timeout_s)))
-        self._cards = stack.enter_context(closing(Cards()))
-        self._watch = Watch(planned)
-        self._log = None if csv is None else CsvLog(csv)
-        self._exporter = None if port is None else stack.enter_context(closing(Exporter(port, planned)))
-
-    def look(self) -> Sample:
-        """One sample, written and exported. What could not be written is among its warnings."""
-        sample = self._watch.sample(time.time(), self.server.look(), self._cards.look())
-        problem = None if self._log is None else self._log.append(sample)
-        if problem is not None:
-            sample = sample.model_copy(update={"warnings": (*sample.warnings, problem)})
-        if self._exporter is not None:
-            self._exporter.update(sample)
-        return sample
 
 
 def _once(session: Session, format: str, output: str | None) -> None:  # noqa: A002

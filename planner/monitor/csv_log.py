@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from planner.errors import InputError
@@ -21,31 +22,31 @@ COLUMNS = (
 """gpu_* hold one figure for each card, separated by spaces, `-` where unknown."""
 
 
-class CsvLog:
-    """A CSV file that is only ever appended to, row by row, each flushed to the disk (fsync).
+class AppendedCsv:
+    """A CSV file that is only ever appended to, row by row; with `durable`, each flushed to the disk (fsync).
 
     The file is opened anew for each row, so a file that was rotated or removed is simply begun again. A last line
     that a crash cut short is ended before the next row.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, columns: tuple[str, ...], *, durable: bool = True) -> None:
+        self._path, self._columns, self._durable = path, columns, durable
         self._check()
 
-    def append(self, sample: Sample) -> str | None:
+    def append_cells(self, cells: Sequence[str]) -> str | None:
         """Write one row. The problem in words where it could not be written."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 size = os.fstat(descriptor).st_size
-                text = _line(COLUMNS) if size == 0 else ""
+                text = _line(self._columns) if size == 0 else ""
                 if size and os.pread(descriptor, 1, size - 1) != b"\n":
                     text = "\n"
-                self._write(descriptor, (text + _line(_row(sample))).encode("utf-8"), size)
+                self._write(descriptor, (text + _line(cells)).encode("utf-8"), size)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            return f"--csv {self._path}: {error.strerror or error}; this row is lost, monitoring goes on"
+            return f"--csv {self._path}: {error.strerror or error}; this row is lost, the rest goes on"
         return None
 
     def _write(self, descriptor: int, data: bytes, size: int) -> None:
@@ -54,7 +55,8 @@ class CsvLog:
             written = os.write(descriptor, data)
             if written < len(data):
                 raise OSError(28, "No space left on device")
-            os.fsync(descriptor)
+            if self._durable:
+                os.fsync(descriptor)
         except OSError:
             if os.fstat(descriptor).st_size > size:
                 os.ftruncate(descriptor, size)
@@ -68,8 +70,19 @@ class CsvLog:
                 first = file.readline()
         except OSError as error:
             raise InputError(f"--csv {self._path}: {error.strerror or error}") from None
-        if first.endswith("\n") and first.strip() != ",".join(COLUMNS):
+        if first.endswith("\n") and first.strip() != ",".join(self._columns):
             raise InputError(f"--csv {self._path}: it has other columns; name another file")
+
+
+class CsvLog(AppendedCsv):
+    """Samples as rows."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, COLUMNS)
+
+    def append(self, sample: Sample) -> str | None:
+        """Write one row. The problem in words where it could not be written."""
+        return self.append_cells(_row(sample))
 
 
 def _row(sample: Sample) -> list[str]:
@@ -87,7 +100,7 @@ def _row(sample: Sample) -> list[str]:
     ]
 
 
-def _line(cells: list[str] | tuple[str, ...]) -> str:
+def _line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow([" ".join(cell.split("\n")) for cell in cells])
     return buffer.getvalue()

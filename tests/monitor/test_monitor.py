@@ -383,7 +383,7 @@ def test_a_plan_that_is_none(tmp_path: Path, text: str) -> None:
 def test_prometheus_shows_plan_and_actual(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import ExitStack
 
-    from planner.cli.monitor import Session
+    from planner.monitor.session import Session
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
