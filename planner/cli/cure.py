@@ -65,7 +65,7 @@ def cure(
     if not words:
         return Cure(unchecked="the log has no launch command; give it with --command")
     changed, done = CommandWords(words, asked.version), []
-    changed.apply(_unknown_options(changed.words, asked.version), figures)
+    changed.apply(unknown_options(changed.words, asked.version), figures)
     before, unchecked = _ledger(changed.words, asked, launch)
     steps = list(failure.cure)
     first = _next_step(changed, steps, figures)
@@ -77,14 +77,14 @@ def cure(
         if after is None or (after.starts and not (failure.id.startswith("oom_") and _short_bytes(after) > 0)):
             break
         if after.rejection is not None:
-            advised = _advised(changed, after.rejection, figures) or _next_step(changed, steps, figures)
+            made = advised(changed, after.rejection, figures) or _next_step(changed, steps, figures)
         else:
-            advised = _next_step(changed, steps, figures) or _with_room(changed, after)
-        if not advised:
+            made = _next_step(changed, steps, figures) or _with_room(changed, after)
+        if not made:
             break
-        done.append(advised)
-    changed.apply(_unknown_options(changed.words, asked.version), figures)
-    return Cure(_as_line(changed.words), before, after, unchecked, _last_of_each(done))
+        done.append(made)
+    changed.apply(unknown_options(changed.words, asked.version), figures)
+    return Cure(as_line(changed.words), before, after, unchecked, _last_of_each(done))
 
 
 def _short_bytes(estimate: Estimate) -> int:
@@ -113,7 +113,8 @@ def _last_of_each(done: list[str]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _as_line(words: list[str]) -> str:
+def as_line(words: list[str]) -> str:
+    """The words of a launch as one shell line, assignments first."""
     count = next((index for index, word in enumerate(words) if not re.match(r"[A-Za-z_]\w*=", word)), len(words))
     env = dict(word.split("=", 1) for word in words[:count])
     return shell_command(words[count:], env)
@@ -126,7 +127,7 @@ def _starts_vllm(words: tuple[str, ...]) -> bool:
         return False
 
 
-def _unknown_options(words: list[str], release: str) -> tuple[Edit, ...]:
+def unknown_options(words: list[str], release: str) -> tuple[Edit, ...]:
     """The options of an older release in the words, as a change to their successors."""
     try:
         parse_command(shlex.join(words), release)
@@ -146,7 +147,7 @@ def _next_step(changed: CommandWords, steps: list[Step], figures: Mapping[str, s
     return ""
 
 
-def _advised(changed: CommandWords, rejection: Rejection, figures: Mapping[str, str]) -> str:
+def advised(changed: CommandWords, rejection: Rejection, figures: Mapping[str, str]) -> str:
     """The first of a rejection's fixes that is an option, made."""
     match = _RENAME_UNKNOWN.search(rejection.message)
     if match:

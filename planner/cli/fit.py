@@ -14,9 +14,17 @@ from planner.errors import InputError
 from planner.search.space import Objective, SearchOptions, Workload
 
 
-@planning_options()
+@planning_options(required=False)
 def fit(
     request: Any,
+    from_command: Annotated[
+        str | None,
+        typer.Option(
+            "--from-command",
+            help="A `vllm serve ...` line that fails: print the cheapest changes that let it start.",
+            show_default=False,
+        ),
+    ] = None,
     objective: Annotated[str, typer.Option("--objective", help="context, concurrency or balanced.")] = "balanced",
     concurrency: Annotated[
         int | None,
@@ -44,6 +52,14 @@ def fit(
     started = time.perf_counter()
     check_format(format)
     check_launch_form(launch_form, format)
+    if from_command is not None:
+        from planner.cli.ladder import answer_ladder
+
+        answer_ladder(from_command, request, concurrency or 1, format, output)
+        return
+    for name in ("model", "gpus"):
+        if not getattr(request, name):
+            raise InputError(f"--{name} is missing")
     options = _options(
         request,
         objective,

@@ -1,0 +1,300 @@
+"""The out-of-memory ladder: the cheapest sequence of changes that lets a failing launch start, each with its bytes.
+
+Every step is judged by the ledgers themselves. The sequence is the least in this sense: none that stops on an earlier
+rung (planner.search.rungs) starts, no step of it can be left out, and none can be milder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import ceil, floor
+
+from msgspec import Struct
+
+from planner.engine.args import EngineArgs
+from planner.hardware.spec import GpuPool
+from planner.memory.assess import Assessment
+from planner.memory.kv_capacity import blocks_for_request
+from planner.model.spec import ModelSpec
+from planner.search.rungs import CACHE_SIZES, Change, Rung, rungs, shorter
+from planner.search.variants import Variants
+
+_WORTH_BYTES = 1 << 20
+_LENGTH_STEP = 256
+_PROMILLE = 1000
+
+
+class Step(Struct, frozen=True):
+    """A change with the bytes of the fullest GPU that it frees, and what is lacking after it (0: nothing).
+
+    For --gpu-memory-utilization and cache sizes fixed by hand the bytes are those that they move between the cache and
+    the rest of the card.
+    """
+
+    change: Change
+    freed_bytes: int
+    lacking_bytes: int
+
+
+class Ladder(Struct, frozen=True):
+    """`before`: the launch as it was. `after`: with all steps, None where no sequence starts. `args`, `checkpoint` and
+    `gpus`: of the launch with all steps. `lacking_bytes`: at the start; None where vLLM refuses for another reason."""
+
+    before: Assessment
+    lacking_bytes: int | None
+    steps: tuple[Step, ...]
+    after: Assessment | None
+    args: EngineArgs
+    checkpoint: str | None
+    gpus: GpuPool
+
+
+class _State(Struct, frozen=True):
+    """A launch with changes made."""
+
+    args: EngineArgs
+    checkpoint: str | None = None
+    cards: int | None = None
+
+    def with_change(self, change: Change) -> _State:
+        return _State(
+            change.apply(self.args), change.checkpoint or self.checkpoint, change.cards or self.cards
+        )  # fmt: skip
+
+
+def climb(
+    model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str, *, given: Iterable[str] = (),
+    concurrency: int = 1, checkpoints: Iterable[str] = (), load: Callable[[str], ModelSpec] | None = None,
+) -> Ladder:  # fmt: skip
+    """The ladder of a launch that vLLM's own rules accept; where they do not, a ladder without steps.
+
+    `concurrency`: requests of max_model_len that the cache must hold. `checkpoints`: other checkpoints of the model,
+    the best first, read by `load`.
+    """
+    climber = _Climber(model, gpus, vllm_version, concurrency, load)
+    start = _State(args)
+    before = climber.assess(start)
+    if before.config is None:
+        return Ladder(before, None, (), None, args, None, gpus)
+    lacking = max(0, -_room(before, concurrency))
+    if climber.fine(before):
+        return Ladder(before, 0, (), before, args, None, gpus)
+    ladder = rungs(model, gpus, args, before.config, frozenset(given), tuple(checkpoints) if load else ())
+    chosen = climber.choose(start, ladder)
+    state = _changed(start, chosen)
+    share = climber.share(state)
+    after = None if share is None else climber.assess(share)
+    steps = climber.steps(start, chosen, share)
+    return Ladder(before, lacking, steps, after, (share or state).args, state.checkpoint, climber.pool(state))
+
+
+@dataclass(slots=True)
+class _Climber:
+    model: ModelSpec
+    gpus: GpuPool
+    vllm_version: str
+    concurrency: int
+    load: Callable[[str], ModelSpec] | None
+    sites: dict[tuple[str | None, int | None], Variants] = field(default_factory=dict)
+    known: dict[_State, Assessment] = field(default_factory=dict)
+
+    def pool(self, state: _State) -> GpuPool:
+        if state.cards is None:
+            return self.gpus
+        spelling = f"{self.gpus.spelling.partition(':')[0]}:{state.cards}"
+        return self.gpus.model_copy(update={"count": state.cards, "spelling": spelling})
+
+    def assess(self, state: _State) -> Assessment:
+        found = self.known.get(state)
+        if found is None:
+            site = (state.checkpoint, state.cards)
+            if site not in self.sites:
+                assert state.checkpoint is None or self.load is not None
+                model = self.model if state.checkpoint is None or not self.load else self.load(state.checkpoint)
+                self.sites[site] = Variants(model, self.pool(state), self.vllm_version)
+            found = self.known[state] = self.sites[site].assess(state.args)
+        return found
+
+    def room(self, state: _State) -> int | None:
+        found = self.assess(state)
+        return None if not found.terms else _room(found, self.concurrency)
+
+    def fine(self, found: Assessment) -> bool:
+        """It starts, a full media batch fits the device, and the cache holds the requests asked for."""
+        gpu, cache, config = found.estimate.per_gpu, found.estimate.kv_cache, found.config
+        if not found.estimate.starts or gpu is None or cache is None or config is None or found.deployment is None:
+            return False
+        if gpu.used_after_startup_bytes + gpu.vision_encoder_runtime_peak_bytes > gpu.total_memory_bytes:
+            return False
+        need = blocks_for_request(found.deployment.pool, config.max_model_len, config.max_num_batched_tokens)
+        return self.concurrency == 1 or cache.num_gpu_blocks > need * self.concurrency
+
+    def share(self, state: _State) -> _State | None:
+        """The launch with a utilization under which it is fine; its own where that is. None where there is none."""
+        found = self.assess(state)
+        for _ in range(4):
+            if self.fine(found):
+                return state
+            if not found.terms or _room(found, self.concurrency) < 0 or state.args.kv_cache_memory_bytes is not None:
+                return None
+            utilization = _utilization(found, self.concurrency)
+            if utilization is None or utilization == state.args.gpu_memory_utilization:
+                return None
+            args = state.args.model_copy(update={"gpu_memory_utilization": utilization})
+            state = _State(args, state.checkpoint, state.cards)
+            found = self.assess(state)
+        return None
+
+    def choose(self, start: _State, ladder: tuple[Rung, ...]) -> list[Change]:
+        """Climb until it starts, then take back what was not needed, from the rung that hurts most."""
+        taken: list[tuple[Rung, Change]] = []
+        state = start
+        for rung in ladder:
+            if self.share(state) is not None:
+                break
+            change = rung[0] if _by_hand(rung[0]) else self._best(state, rung)
+            if change is not None:
+                taken.append((rung, change))
+                state = state.with_change(change)
+        changes = [change for _, change in taken]
+        if self.share(state) is None:
+            return changes
+        for index in reversed(range(len(taken))):
+            changes[index : index + 1] = self._milder(start, changes, index, taken[index][0])
+        for index, change in enumerate(changes):
+            if change.fields[0][0] == "max_model_len":
+                rung = next(rung for rung, _ in reversed(taken) if change in rung)
+                changes[index] = self._longest(start, changes, index, rung)
+        return changes
+
+    def _best(self, state: _State, rung: Rung) -> Change | None:
+        """The mildest change of a rung that is enough, else the one that frees most; None where none frees anything."""
+        room = self.room(state)
+        best, best_room = None, (-(1 << 62) if room is None else room) + _WORTH_BYTES
+        for change in rung:
+            after = state.with_change(change)
+            left = self.room(after)
+            if left is not None and self.share(after) is not None:
+                return change
+            if left is not None and left > best_room:
+                best, best_room = change, left + _WORTH_BYTES
+        return best
+
+    def _milder(self, start: _State, changes: list[Change], index: int, rung: Rung) -> list[Change]:
+        """The change at `index` left out, or made as mild as the others allow."""
+        for change in (None, *rung):
+            kept = [] if change is None else [change]
+            if self.share(_changed(start, [*changes[:index], *kept, *changes[index + 1 :]])) is not None:
+                return kept
+        return [changes[index]]
+
+    def _longest(self, start: _State, changes: list[Change], index: int, rung: Rung) -> Change:
+        """The longest length, in whole steps, between the one that is enough and the next of the rung."""
+        low = _length_of(changes[index])
+        high = min((_length_of(other) for other in rung if _length_of(other) > low), default=low * 2)
+        while high - low > _LENGTH_STEP:
+            middle = (low + high) // 2 // _LENGTH_STEP * _LENGTH_STEP
+            tried = [*changes[:index], shorter(middle), *changes[index + 1 :]]
+            if self.share(_changed(start, tried)) is not None:
+                low = middle
+            else:
+                high = middle
+        return shorter(low)
+
+    def steps(self, start: _State, changes: list[Change], share: _State | None) -> tuple[Step, ...]:
+        """Each change with its bytes, in order, the utilization last."""
+        found, state = [], start
+        for change in changes:
+            before, previous, state = self.room(state), state, state.with_change(change)
+            after = self.room(state)
+            assert after is not None
+            freed = after - (before if before is not None else after)
+            if _by_hand(change):
+                freed = abs(self._cache_bytes(state) - self._cache_bytes(previous))
+            found.append(Step(change, freed, max(0, -after)))
+        if share is not None and share.args != state.args:
+            then, now = self.assess(state).estimate.per_gpu, self.assess(share).estimate.per_gpu
+            assert then is not None
+            assert now is not None
+            moved = now.requested_memory_bytes - then.requested_memory_bytes
+            utilization = share.args.gpu_memory_utilization
+            costs = "the engine takes more of the card" if moved > 0 else "a smaller cache: fewer requests at once"
+            found.append(Step(Change((("gpu_memory_utilization", utilization),), costs), abs(moved), 0))
+        return tuple(found)
+
+    def _cache_bytes(self, state: _State) -> int:
+        gpu = self.assess(state).estimate.per_gpu
+        return gpu.kv_cache_allocated_bytes if gpu is not None else 0
+
+
+def _by_hand(change: Change) -> bool:
+    """Whether it takes back a cache size fixed by hand, which no utilization makes up for."""
+    return change.fields[0][0] in CACHE_SIZES
+
+
+def _changed(start: _State, changes: list[Change]) -> _State:
+    for change in changes:
+        start = start.with_change(change)
+    return start
+
+
+def _length_of(change: Change) -> int:
+    value = change.fields[0][1]
+    assert isinstance(value, int)
+    return value
+
+
+def _needs(found: Assessment, concurrency: int) -> list[tuple[int, int, int]]:
+    """For each stage: bytes of the requests' cache, of the engine beside it, and of the device beside it, each at the
+    unfavourable end of its interval, the encoder's run-time peak among the device's."""
+    assert found.config is not None
+    assert found.deployment is not None
+    assert found.estimate.per_gpu is not None
+    pool, config, gpu = found.deployment.pool, found.config, found.estimate.per_gpu
+    length = max(config.max_model_len, 1)
+    blocks = int(blocks_for_request(pool, length, config.max_num_batched_tokens)) * concurrency + (concurrency > 1)
+    rows = []
+    for term, stage in zip(found.terms, pool.stages, strict=True):
+        retained = max(0, gpu.allocator_retained_bytes - int(term.spreads.device.up))
+        device = term.device_bytes_beside_cache + int(term.spreads.device.up) + retained
+        rows.append(
+            (
+                blocks * stage.bytes_per_needed_block,
+                term.non_kv_bytes + int(term.spreads.engine.up),
+                device + term.encoder_runtime_peak_bytes,
+            )
+        )
+    return rows
+
+
+def _room(found: Assessment, concurrency: int) -> int:
+    """Bytes that the fullest GPU has to spare under the best utilization; below zero, what it lacks."""
+    assert found.deployment is not None
+    total = found.deployment.gpus.gpu.total_memory_bytes
+    rooms = []
+    for term, (cache, engine, device) in zip(found.terms, _needs(found, concurrency), strict=True):
+        context = term.cuda_context_bytes + int(term.spreads.context.up)
+        rooms.append(total - context - engine - cache)
+        rooms.append(total - device - cache)
+        rooms.append(total - term.profile_peak_bytes - int(term.spreads.profile.up))
+    return min(rooms)
+
+
+def _utilization(found: Assessment, concurrency: int) -> float | None:
+    """The utilization nearest to the launch's own that leaves the cache and the device what each needs."""
+    assert found.config is not None
+    assert found.deployment is not None
+    total = found.deployment.gpus.gpu.total_memory_bytes
+    least, most = 0.0, 1.0
+    for term, (cache, engine, device) in zip(found.terms, _needs(found, concurrency), strict=True):
+        least = max(least, (engine + cache) / total)
+        context = term.cuda_context_bytes + int(term.spreads.context.up)
+        most = min(most, (total - context) / total, (total - device + term.non_kv_bytes) / total)
+    low, high = ceil(least * _PROMILLE) / _PROMILLE, floor(most * _PROMILLE) / _PROMILLE
+    if low > high:
+        return None
+    wanted = found.config.gpu_memory_utilization
+    nearest = min(max(wanted, low), high)
+    rounded = floor(nearest * 100) / 100 if wanted > high else ceil(nearest * 100) / 100
+    return rounded if low <= rounded <= high else nearest
