@@ -23,6 +23,7 @@ from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
 from planner.memory.multimodal.encoder import encoder_peak_bytes
 from planner.memory.multimodal.media import worst_items
+from planner.model.adapters import REFUSING, TRAITS
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
 from planner.model.quantization import read_quantization
@@ -280,8 +281,8 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak, eager": evidence(0, eager),
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks} batches of {len(media)} models; else {DERIVED}",
-        "`--enable-lora`": f"slots and scratch: {DERIVED}, for {len(TRAITS)} architectures; {len(REFUSING)} are refused "
-        "by vLLM; not supported on quantized experts, vision towers and other releases than 0.26.0",
+        "`--enable-lora`": f"slots and scratch: {DERIVED}, for {len(TRAITS)} architectures; vLLM refuses "
+        f"{len(REFUSING)}; not supported on quantized experts, vision towers and releases other than 0.26.0",
         "`--speculative-config`": f"`ngram`, `suffix`: {DERIVED}; drafts with weights are not supported",
         "AMD and other accelerators": "not supported",
     }

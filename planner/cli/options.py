@@ -40,6 +40,10 @@ def _bytes(text: str) -> int:
     return int(parse_size(text)) if "b" in text.lower() else parse_human_int(text)
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.replace(",", " ").split() if name)
+
+
 _INT = parse_human_int
 ENGINE_FLAGS: tuple[_Flag, ...] = (
     _Flag("tensor_parallel_size", str, "GPUs that share each layer.", _INT),
@@ -68,6 +72,12 @@ ENGINE_FLAGS: tuple[_Flag, ...] = (
     _Flag("enable_lora", bool, "Reserve slots for LoRA adapters."),
     _Flag("max_loras", str, "Adapters in one batch.", _INT),
     _Flag("max_lora_rank", str, "Largest adapter rank.", _INT),
+    _Flag("max_cpu_loras", str, "Adapters kept in host memory.", _INT),
+    _Flag("fully_sharded_loras", bool, "Divide adapters over GPUs wholly, not by half."),
+    _Flag("lora_dtype", str, "auto (the model's), float16 or bfloat16."),
+    _Flag("lora_target_modules", str, "Layers that get adapters, with commas: q_proj,o_proj.", _names),
+    _Flag("specialize_active_lora", bool, "Capture CUDA graphs for each power of two of active adapters."),
+    _Flag("enable_tower_connector_lora", bool, "Adapters on a vision tower too."),
     _Flag("hf_overrides", str, "JSON merged over config.json."),
     _Flag("trust_remote_code", bool, "Passed on to the command; vplan itself runs nothing."),
 )
@@ -206,6 +216,7 @@ def _request(values: dict[str, Any]) -> Request:
         "decode_context_parallel_size",
         "max_loras",
         "max_lora_rank",
+        "max_cpu_loras",
         "num_gpu_blocks_override",
     ):
         if name in given and given[name] < 1:

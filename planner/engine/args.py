@@ -38,6 +38,12 @@ class EngineArgs(Value):
     enable_lora: bool = False
     max_loras: int = 1
     max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
+    fully_sharded_loras: bool = False
+    lora_dtype: str = "auto"
+    lora_target_modules: tuple[str, ...] | None = None
+    specialize_active_lora: bool = False
+    enable_tower_connector_lora: bool = False
     hf_overrides: str | None = None
     trust_remote_code: bool = False
     env: tuple[tuple[str, str], ...] = ()

@@ -19,7 +19,8 @@ class EngineConfig(Value):
     in use. `kv_cache_dtype_skip_layers`: decoder layers whose cache keeps the model's dtype. `mm_limit_options`: the
     widths, heights and frames given with --limit-mm-per-prompt, as (modality, option, value).
     `gpu_memory_bytes`: the card's total, which some towers read. `disable_hybrid_kv_cache_manager`: sliding and
-    chunked layers then cache like full attention.
+    chunked layers then cache like full attention. `lora_dtype` None: the model's. `lora_capture_cases`: how often each
+    CUDA graph is captured, once without adapters and once or more with them.
     """
 
     vllm_version: str
@@ -73,6 +74,10 @@ class EngineConfig(Value):
     enable_chunked_prefill: bool = True
     disable_hybrid_kv_cache_manager: bool = False
     gpu_memory_bytes: int = 0
+    fully_sharded_loras: bool = False
+    lora_dtype: DType | None = None
+    lora_target_modules: tuple[str, ...] | None = None
+    lora_capture_cases: int = 1
 
     @property
     def world_size(self) -> int:

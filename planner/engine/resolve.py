@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.engine.adapters import refuse_adapters
+from planner.engine.adapters import NO_ADAPTERS, resolve_adapters
 from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.engine.attention import AttentionChoice, AttentionSettings, choose_attention
@@ -49,8 +49,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     speculation = resolve_speculation(args.speculative_config, model)
     length = default_length(model) if max_model_len == AUTO else max_model_len
     sizes = resolve_batch_sizes(args, model, gpu, release, length)
-    if args.enable_lora:
-        refuse_adapters(args, speculation, sizes)
+    adapters = resolve_adapters(args, model, release, speculation, sizes) if args.enable_lora else NO_ADAPTERS
     prefix_caching = resolve_prefix_caching(args, model, release)
     mamba_mode = resolve_mamba_cache_mode(
         model, release, prefix_caching=prefix_caching, chunked_prefill=sizes.enable_chunked_prefill
@@ -118,12 +117,17 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         enable_lora=args.enable_lora,
         max_loras=args.max_loras,
         max_lora_rank=args.max_lora_rank,
+        fully_sharded_loras=args.fully_sharded_loras,
+        lora_dtype=adapters.dtype,
+        lora_target_modules=args.lora_target_modules,
+        lora_capture_cases=adapters.capture_cases,
         compute_capability=gpu.compute_capability,
         sm_count=gpu.sm_count,
         gpu_memory_bytes=gpu.total_memory_bytes,
         env=args.env,
         disable_hybrid_kv_cache_manager=_disables_hybrid_manager(model, args),
-        warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings),
+        warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings,
+                  *adapters.warnings),
     )  # fmt: skip
 
 

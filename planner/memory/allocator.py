@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct, field
@@ -201,8 +202,11 @@ def weights_memory_bytes(share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> i
     return allocator.allocated_bytes
 
 
-def load_weights(allocator: CachingAllocator, share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> dict[str, Block]:
-    """Create the rank's tensors on `allocator` and post-process them. Gives the blocks that a run may free, by name."""
+def load_weights(
+    allocator: CachingAllocator, share: RankShare, traits: LoadTraits = PLAIN_LOAD, index_bytes: Iterable[int] = ()
+) -> dict[str, Block]:
+    """Create the rank's tensors on `allocator` and post-process them, then the slots of adapters after their index
+    tensors. Gives the blocks that a run may free, by name."""
     load = _load(share.created, share.loaded, traits.scaled_rotary, traits.float32_rotary, traits.deep_gemm)
     blocks: list[Block | None] = []
     for step in load.steps:
@@ -210,6 +214,8 @@ def load_weights(allocator: CachingAllocator, share: RankShare, traits: LoadTrai
             blocks.append(allocator.allocate(step))
         else:
             allocator.free(blocks[~step])
+    for size in (*index_bytes, *(tensor.size_bytes for tensor in share.adapters)):
+        allocator.allocate(size)
     table = None if load.rotary_table is None else blocks[load.rotary_table]
     return {} if table is None else {ROTARY_TABLE: table}
 

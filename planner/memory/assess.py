@@ -10,7 +10,6 @@ from msgspec.structs import replace
 from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
-from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuPool
 from planner.memory.device import Boot
 from planner.memory.intervals import CERTAIN, Confidence, Spread
@@ -82,8 +81,6 @@ def deploy(model: ModelSpec, gpus: GpuPool, config: EngineConfig, like: Deployme
     `like`: a deployment of the same model that differs at most in cache dtype, lengths and batch sizes; its weights
     are taken over instead of being split again.
     """
-    if config.enable_lora:
-        raise UnsupportedError("enable_lora", "the memory of LoRA adapters is not supported by this planner")
     if config.world_size > gpus.world_size:
         raise reject(
             "parallelism",

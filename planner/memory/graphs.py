@@ -23,11 +23,12 @@ _ONE_STEP_ROWS = 256
 
 
 def captured_graphs(config: EngineConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes captured piece by piece (mixed batches) and whole (decode batches), in tokens.
+    """Sizes captured piece by piece (mixed batches) and whole (decode batches), in tokens; with LoRA, a size appears
+    once for each number of active adapters that it is captured with.
 
     Source: vLLM 0.26.0 v1/worker/gpu/cudagraph_utils.py:150 _init_candidates, v1/cudagraph_dispatcher.py (V1).
     """
-    sizes = config.cudagraph_capture_sizes
+    sizes = tuple(size for size in config.cudagraph_capture_sizes for _ in range(config.lora_capture_cases))
     if config.enforce_eager or not sizes or config.cudagraph_mode == "NONE":
         return (), ()
     query = config.num_speculative_tokens + 1

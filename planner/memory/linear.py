@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
+from planner.memory.adapters import NO_ADAPTER, AdapterRun, adapter_runs
 from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import FusedMoE, Linear, LMHead, QKVLinear, VocabEmbedding
@@ -47,6 +49,7 @@ class LinearRun(Struct, frozen=True):
     bias: bool = False
     float32: bool = False
     cublas_bytes: int = 0
+    adapters: AdapterRun = NO_ADAPTER
 
     def before(self, p: Program) -> tuple[int, ...]:
         """Allocate what exists before the output does; the handles to free once it is written."""
@@ -77,6 +80,7 @@ class LinearRun(Struct, frozen=True):
             scratch.append(
                 p.alloc("sorted tokens", token=4 * top_k, constant=4 * moe.num_experts * (_ROUTING_BLOCK - 1))
             )
+            scratch += self.adapters.write_experts(p, top_k, moe.num_experts, _ROUTING_BLOCK)
         else:
             scratch += [
                 p.alloc("first expert product", token=top_k * width * item),
@@ -103,9 +107,12 @@ class _Runs(dict[str, LinearRun]):
         self._stored: dict[str, dict[str, Tensor]] = {}
         for tensor in share.loaded:
             self._stored.setdefault(tensor.module, {})[tensor.name] = tensor
+        self._adapters = adapter_runs(share, config) if share.adapters else {}
 
     def __missing__(self, name: str) -> LinearRun:
         run = _run(self._stored.get(name, {}), _input_size(self._modules[name], self._config), self._config)
+        if name in self._adapters:
+            run = replace(run, adapters=self._adapters[name])
         self[name] = run
         return run
 

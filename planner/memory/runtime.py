@@ -137,5 +137,6 @@ def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
             created=tuple(tensor for tensor in share.created if tensor.layer not in dropped),
             loaded=tuple(tensor for tensor in share.loaded if tensor.layer not in dropped),
             kv_layers=share.kv_layers,
+            adapters=tuple(tensor for tensor in share.adapters if tensor.layer not in dropped),
         ),
     )  # fmt: skip

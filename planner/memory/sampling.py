@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from planner.engine.config import EngineConfig
+from planner.memory.adapters import head_adapter_rank
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.once import once
 from planner.memory.program import Program
@@ -33,6 +34,7 @@ class Head(Struct, frozen=True):
     tp: int
     run: LinearRun
     softcap: bool = False
+    adapter_rank: int = 0
 
     def logits(self, p: Program, *, rows: dict[str, int] | None = None) -> int:
         """Logits of the sampled rows, whole on each rank. `rows`: a fixed number of rows instead."""
@@ -43,11 +45,22 @@ class Head(Struct, frozen=True):
         self.run.during(p)
         p.free(*scratch)
         if self.tp == 1:
+            self._adapt(p, scale)
             return local
         gathered = p.alloc("gathered logits", **_rows(size, scale))
         whole = p.alloc("logits", **_rows(size, scale))
         p.free(gathered, local)
+        if self.adapter_rank:
+            ordered = p.alloc("logits in the order of words", **_rows(size, scale))
+            p.free(whole)
+            whole = ordered
+        self._adapt(p, scale)
         return whole
+
+    def _adapt(self, p: Program, scale: dict[str, int]) -> None:
+        """The adapters' share of the logits (vLLM 0.26.0 lora/layers/logits_processor.py:141)."""
+        if self.adapter_rank:
+            p.free(p.alloc("hidden states in adapter ranks", **_rows(4 * self.adapter_rank, scale)))
 
 
 @once
@@ -64,6 +77,7 @@ def head_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Head:
         item=DTYPE_BYTES[config.dtype],
         tp=config.tensor_parallel_size,
         run=run,
+        adapter_rank=head_adapter_rank(share),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from planner.memory.activation import activation_stages
+from planner.memory.adapters import adapter_indices
 from planner.memory.assess import Assessment, Deployment
 from planner.memory.kv_pool import KVGroup
 from planner.memory.program import LiveTensor, Stage
@@ -93,7 +94,8 @@ def _weights(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure
     share = deployment.shares[stage]
     created = tuple(_tensor_parts(tensor for tensor in share.created if tensor.role == "parameter"))
     loaded = sum(tensor.size_bytes for tensor in share.loaded)
-    rounding = per_gpu.weights_memory_bytes - loaded
+    adapters = _adapters(deployment, stage)
+    rounding = per_gpu.weights_memory_bytes - loaded - sum(int(figure.value) for figure in adapters)
     parts = (
         Part("parameters as created", "as above", per_gpu.parameter_bytes),
         Part(
@@ -101,6 +103,7 @@ def _weights(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure
             f"{loaded:,} - {per_gpu.parameter_bytes:,}",
             loaded - per_gpu.parameter_bytes,
         ),
+        *(Part("slots and index tensors of LoRA adapters", "below", int(figure.value)) for figure in adapters),
         Part(
             "allocator blocks beyond the tensors",
             "512 B, 2 MiB above 10 MiB, unsplit above 20 MiB while loading",
@@ -127,6 +130,29 @@ def _weights(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[Figure
             "vLLM 0.26.0 v1/worker/gpu_worker.py:424; PyTorch CUDACachingAllocator",
             parts,
         ),
+        *adapters,
+    ]
+
+
+def _adapters(deployment: Deployment, stage: int) -> list[Figure]:
+    """The slots of LoRA adapters, tensor by tensor; empty without --enable-lora."""
+    config, share = deployment.config, deployment.shares[stage]
+    if not config.enable_lora:
+        return []
+    tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
+    indices = [_live_part(tensor, tokens, seqs) for tensor in adapter_indices(config)]
+    parts = (*_tensor_parts(share.adapters), Part("which token has which adapter", "", sum(p.bytes for p in indices)))
+    return [
+        Figure(
+            "adapter_slots_bytes",
+            sum(part.bytes for part in parts),
+            "bytes",
+            "max_loras x (A: rank x input + B: output x rank) for each layer fused into a linear layer",
+            f"max_loras {config.max_loras}, max_lora_rank {config.max_lora_rank}, "
+            f"{config.lora_dtype or config.dtype}; T = {tokens:,}, S = {seqs:,}",
+            "vLLM 0.26.0 lora/layers/base_linear.py:95, lora/punica_wrapper/punica_base.py:131",
+            parts,
+        )
     ]
 
 

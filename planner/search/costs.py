@@ -10,6 +10,7 @@ from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
 from planner.engine.resize import resized
 from planner.memory.activation import activation_stages, peak_activation_bytes
+from planner.memory.adapters import adapter_indices
 from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
@@ -91,6 +92,7 @@ def _stage(
     weights = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
     thinned = thin(model, share)
     peak = peak_activation_bytes(activation_stages(*thinned, config), tokens, seqs)
+    weights = weights + total_bytes(adapter_indices(config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
     state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
     configs = [_at(deployment, args, int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
@@ -101,7 +103,7 @@ def _stage(
     resident = context + outside + weights + state
     spread = spreads(model, share, config, weights, peak, actual, context) if confidence == "safe" else CERTAIN
     return StageCosts(
-        weights=np.full(len(seqs), weights, dtype=np.int64),
+        weights=np.full(len(seqs), 1, dtype=np.int64) * weights,
         non_kv=weights
         + peak
         + outside

@@ -66,9 +66,23 @@ def serve_argv(model: str, args: EngineArgs, config: EngineConfig, extra: Sequen
         chosen = getattr(args, field)
         if chosen is not None:
             argv.append(flag if chosen else "--no-" + flag.removeprefix("--"))
-    if args.enable_lora:
-        argv += ["--enable-lora", "--max-loras", str(args.max_loras), "--max-lora-rank", str(args.max_lora_rank)]
-    return [*argv, *extra]
+    return [*argv, *_adapter_options(args), *extra]
+
+
+def _adapter_options(args: EngineArgs) -> list[str]:
+    if not args.enable_lora:
+        return []
+    argv = ["--enable-lora", "--max-loras", str(args.max_loras), "--max-lora-rank", str(args.max_lora_rank)]
+    if args.max_cpu_loras is not None:
+        argv += ["--max-cpu-loras", str(args.max_cpu_loras)]
+    if args.lora_dtype != "auto":
+        argv += ["--lora-dtype", args.lora_dtype]
+    for name in ("fully_sharded_loras", "specialize_active_lora", "enable_tower_connector_lora"):
+        if getattr(args, name):
+            argv.append("--" + name.replace("_", "-"))
+    if args.lora_target_modules is not None:
+        argv += ["--lora-target-modules", *args.lora_target_modules]
+    return argv
 
 
 def model_argument(model: str) -> str:

@@ -133,7 +133,8 @@ def _sorted_out(flags: ParsedFlags) -> tuple[dict[str, Any], list[str]]:
             )
         if dest in EngineArgs.model_fields:
             if given.value is not None:
-                planned[dest] = given.texts[0] if dest in _VERBATIM else given.value
+                value = given.texts[0] if dest in _VERBATIM else given.value
+                planned[dest] = tuple(value) if isinstance(value, list) else value
         elif dest.startswith("spec_"):
             speculative[dest] = given
         elif is_neutral(given.flag, given.value):

@@ -65,7 +65,7 @@ class LayerKVSpec(Struct, frozen=True, kw_only=True):
 
 class RankShare(Struct, frozen=True):
     """One rank. `created` is what model construction allocates; `loaded` what is there after weight
-    post-processing (repacking, absorbed copies, workspaces)."""
+    post-processing (repacking, absorbed copies, workspaces); `adapters` the slots of LoRA adapters, made after both."""
 
     tp_rank: int
     pp_rank: int
@@ -75,6 +75,7 @@ class RankShare(Struct, frozen=True):
     created: tuple[Tensor, ...]
     loaded: tuple[Tensor, ...]
     kv_layers: tuple[LayerKVSpec, ...]
+    adapters: tuple[Tensor, ...] = ()
 
     @property
     def parameter_bytes(self) -> int:

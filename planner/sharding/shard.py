@@ -28,7 +28,7 @@ from planner.model.modules import (
 from planner.model.spec import ModelSpec
 from planner.sharding.packed_cache import packed_cache_spec
 from planner.sharding.pipeline import is_on_stage, layer_range
-from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
+from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Shard, Storage, Stored
 from planner.sharding.quantization.select import Selector, selector_for
 from planner.sharding.rank import LayerKVSpec, RankShare, Tensor, TensorRole
 from planner.sharding.state import mamba_spec
@@ -58,7 +58,15 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
         created=tuple(builder.created),
         loaded=tuple(builder.loaded),
         kv_layers=tuple(builder.kv_layers),
+        adapters=_adapters(model, config, builder.wrappable) if config.enable_lora else (),
     )
+
+
+def _adapters(model: ModelSpec, config: EngineConfig, layers: list[tuple[Module, Shard]]) -> tuple[Tensor, ...]:
+    """The slots of LoRA adapters. Raises Rejected for a class that takes none, as vLLM does once it has loaded it."""
+    from planner.sharding.adapters import Slots, adapter_traits
+
+    return Slots(adapter_traits(model, config), config).of(layers)
 
 
 def kv_layers(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> tuple[LayerKVSpec, ...]:
@@ -108,6 +116,7 @@ class _RankBuilder:
         self.created: list[Tensor] = []
         self.loaded: list[Tensor] = []
         self.kv_layers: list[LayerKVSpec] = []
+        self.wrappable: list[tuple[Module, Shard]] = []
         self._buffers: set[str] = set()
         self._attention_names: set[str] = set()
         self._encoder_data_parallel = config.mm_encoder_tp_mode == "data" and model.supports_encoder_tp_data
@@ -164,6 +173,7 @@ class _RankBuilder:
             component=module.component,
             tensor_parallel_size=tp,
         )
+        self.wrappable.append((module, linear))
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
 
     @add.register
@@ -187,45 +197,42 @@ class _RankBuilder:
             component=module.component,
             tensor_parallel_size=tp,
         )
+        self.wrappable.append((module, linear))
         self._emit(module, with_bias(self._scheme(module).linear(linear), linear, module.bias))
 
     @add.register
     def _(self, module: VocabEmbedding) -> None:
-        self._vocabulary(
-            module,
-            module.num_embeddings,
-            module.hidden_size,
-            module.padding,
-            bias=False,
-            tp=self._tp(module) if module.tensor_parallel else 1,
-        )
+        self._vocabulary(module, bias=False, tp=self._tp(module) if module.tensor_parallel else 1)
 
     @add.register
     def _(self, module: LMHead) -> None:
         if module.tied_to is None:
-            self._vocabulary(
-                module, module.num_embeddings, module.hidden_size, module.padding, module.bias, self._tp(module)
-            )
+            self._vocabulary(module, module.bias, self._tp(module))
         elif self.pp_rank > 0 and module.placement != "every":
-            self._vocabulary(module, module.num_embeddings, module.hidden_size, module.padding, False, self._tp(module))
+            self._vocabulary(module, False, self._tp(module))
+        else:
+            self.wrappable.append((module, self._rows(module, self._tp(module))))
 
-    def _vocabulary(
-        self, module: VocabEmbedding | LMHead, rows: int, hidden: int, padding: int, bias: bool, tp: int
-    ) -> None:
-        padded = -(-rows // padding) * padding
+    def _vocabulary(self, module: VocabEmbedding | LMHead, bias: bool, tp: int) -> None:
+        linear = self._rows(module, tp)
+        self.wrappable.append((module, linear))
+        self._emit(module, with_bias(self._scheme(module).linear(linear), linear, bias))
+
+    def _rows(self, module: VocabEmbedding | LMHead, tp: int) -> LinearShard:
+        """The rank's rows of a vocabulary."""
+        padded = -(-module.num_embeddings // module.padding) * module.padding
         if padded % tp:
             raise reject("vocab_divisibility", f"{padded} is not divisible by {tp}")
-        linear = LinearShard(
+        return LinearShard(
             name=module.name,
-            input_size=hidden,
+            input_size=module.hidden_size,
             output_sizes=(padded // tp,),
-            full_input_size=hidden,
+            full_input_size=module.hidden_size,
             full_output_sizes=(padded,),
             row_parallel=False,
             dtype=module.dtype or self.config.dtype,
             tensor_parallel_size=tp,
         )
-        self._emit(module, with_bias(self._scheme(module).linear(linear), linear, bias))
 
     @add.register
     def _(self, module: FusedMoE) -> None:
@@ -251,6 +258,7 @@ class _RankBuilder:
             activation=module.activation,
             router_weight_on_input=module.router_weight_on_input,
         )
+        self.wrappable.append((module, moe))
         self._emit(module, self._scheme(module).moe(moe))
         if expert_parallel and group > 1:
             self._emit(module, Storage((Stored("expert_map", (module.num_experts,), "int32", "buffer"),)))

@@ -67,6 +67,9 @@ class MoEShard(Struct, frozen=True, kw_only=True):
         return self.intermediate_size * (2 if self.gated else 1)
 
 
+Shard = LinearShard | MoEShard
+
+
 class Storage(Struct, frozen=True):
     """What construction creates, and what is there after weight post-processing (None: the same).
 
