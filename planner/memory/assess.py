@@ -122,11 +122,19 @@ def assess_deployment(
     if min(available) > 0 and config.max_model_len > 0:
         blocks = num_blocks(pool, available)
     fullest = min(range(len(terms)), key=lambda stage: (available[stage], -terms[stage].weights_memory_bytes))
-    retained = retained_bytes(boots[fullest], pool, pool.stages[fullest], blocks) if blocks else 0
-    per_gpu = _per_gpu(deployment, terms[fullest], fullest, requested, available[fullest], blocks, retained)
-    used = _used(per_gpu, confidence)
+    retained = [
+        retained_bytes(boot, pool, stage, blocks) if blocks else 0
+        for boot, stage in zip(boots, pool.stages, strict=True)
+    ]
+    books = [
+        _per_gpu(deployment, term, stage, requested, available[stage], blocks, retained[stage])
+        for stage, term in enumerate(terms)
+    ]
+    per_gpu = books[fullest]
+    crowded = max(range(len(books)), key=lambda stage: _used(books[stage], confidence))
+    used = _used(books[crowded], confidence)
     if rejection is None and used > gpu.total_memory_bytes:
-        rejection = _device_rejection(per_gpu, used)
+        rejection = _device_rejection(books[crowded], used)
     estimate = Estimate(
         model=deployment.model.name,
         gpus=deployment.gpus.spelling,
@@ -139,7 +147,8 @@ def assess_deployment(
         warnings=(
             *config.warnings,
             *deployment.model.notes,
-            *_slack_warning(deployment, fullest, per_gpu, rejection, workload),
+            *_slack_warning(deployment, crowded, books[crowded], rejection, workload),
+            *_stage_warning(books, fullest, crowded),
             *_encoder_warning(deployment, workload),
         ),
     )
@@ -264,6 +273,17 @@ def _slack_warning(
         "device; lower "
         "--gpu-memory-utilization, --limit-mm-per-prompt or max_pixels",
         *((advice,) if advice else ()),
+    )
+
+
+def _stage_warning(books: list[PerGpu], fullest: int, crowded: int) -> tuple[str, ...]:
+    """The cache is bounded by one pipeline stage, the device by another: the last one samples."""
+    more = books[crowded].used_after_startup_bytes - books[fullest].used_after_startup_bytes
+    if more <= 0:
+        return ()
+    return (
+        f"the ledger is that of pipeline stage {fullest}, which bounds the cache; the GPUs of stage {crowded} use "
+        f"{format_gib(more)} more after startup",
     )
 
 
