@@ -54,6 +54,12 @@ class Candidates:
     replicas: int
     demand: LayoutDemand | None
 
+    @property
+    def gpus(self) -> int:
+        """Cards that each of them takes."""
+        args = self.args
+        return args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+
 
 @dataclass(slots=True)
 class Explorer:

@@ -22,7 +22,7 @@ from planner.search.layouts import (
 from planner.search.media import media_of, refused_media, too_long, with_media_limits, with_media_room
 from planner.search.plan import Plan, RejectedCount, SearchResult
 from planner.search.space import SEQUENCES, SearchOptions
-from planner.values import Rejection
+from planner.values import Rejected, Rejection
 
 _OCTAVE = 0.02
 
@@ -34,25 +34,13 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
     """
     tally = Tally()
-    limited, notes = with_media_limits(model, options)
-    refused: list[Rejection] = []
+    notes = with_media_limits(model, options)[1]
     plans: list[tuple[tuple[float, ...], Plan]] = []
-    for update in engine_updates(model, options.model_copy(update={"args": limited})):
-        asked = options.model_copy(update={"args": limited.model_copy(update=update)})
-        asked = with_media_room(model, asked)
-        if asked.workload.mix is not None:
-            from planner.search.demand import with_request_room
-
-            asked = with_request_room(model, asked)
-        refusal = too_long(model, asked)
-        if refusal is not None:
-            refused.append(refusal)
-            continue
-        for dtype_rank, score, plan in _explored(Explorer(model, gpus, asked, vllm_version, tally)):
-            accuracy = dtype_rank + 2 * ("mm_processor_kwargs" in update)
-            plans.append(((accuracy, -score), plan))
-    if refused and not tally.evaluated:
-        return refused_search(refused[0], notes)
+    try:
+        for explorer, accuracy in explorers(model, gpus, options, vllm_version, tally):
+            plans += (((accuracy + rank, -score), plan) for rank, score, plan in _explored(explorer))
+    except Rejected as refused:
+        return refused_search(refused.rejection, notes)
     plans.sort(key=lambda item: item[0])
     if plans and plans[0][1].demand is not None and options.workload.mix is not None:
         from planner.search.demand import demand_notes
@@ -70,6 +58,45 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
         evaluated=tally.evaluated,
         notes=notes,
     )
+
+
+def explorers(
+    model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str, tally: Tally | None = None
+) -> Iterator[tuple[Explorer, int]]:
+    """The user's flags and each change to them that `options.vary` asks for, with the accuracy that it gives up (0:
+    none). Raises Rejected where the workload's requests are too long under every one of them."""
+    limited, _ = with_media_limits(model, options)
+    refused: Rejection | None = None
+    some = False
+    for update in engine_updates(model, options.model_copy(update={"args": limited})):
+        asked = with_media_room(model, options.model_copy(update={"args": limited.model_copy(update=update)}))
+        if asked.workload.mix is not None:
+            from planner.search.demand import with_request_room
+
+            asked = with_request_room(model, asked)
+        refusal = too_long(model, asked)
+        if refusal is None:
+            some = True
+            yield Explorer(model, gpus, asked, vllm_version, tally or Tally()), 2 * ("mm_processor_kwargs" in update)
+        refused = refused or refusal
+    if not some and refused is not None:
+        raise Rejected(refused)
+
+
+def all_candidates(explorer: Explorer) -> Iterator[Candidates]:
+    """Every layout of the pool, pipeline stages included."""
+    model, gpus, options = explorer.model, explorer.gpus, explorer.options
+    for cache_dtype in cache_dtypes(options):
+        for tp in tensor_parallel_sizes(gpus, options):
+            if "pipeline_parallel_size" in options.given:
+                depths: tuple[int, ...] = (options.args.pipeline_parallel_size,)
+            else:
+                depths = (1, *pipeline_parallel_sizes(gpus, tp, model))
+            for stages in depths:
+                for replicas in data_parallel_sizes(gpus, options, model, tp, stages):
+                    candidates = explorer.candidates(cache_dtype, tp, stages, replicas)
+                    if candidates is not None:
+                        yield candidates
 
 
 def _explored(explorer: Explorer) -> Iterator[tuple[int, float, Plan]]:
