@@ -27,7 +27,7 @@ from planner.values import Rejected, Value
 
 if TYPE_CHECKING:
     from planner.report.selection import Limits, Selection
-    from planner.report.sweep import Axis
+    from planner.report.sweep import Axis, Pairs
 
 DEFAULT_VERSION = "0.26.0"
 """The newest release verified on hardware."""
@@ -141,9 +141,8 @@ def report(
     from planner.search.variants import Variants
 
     found = estimate(request)
-    changed = side_by_side(
-        Variants(load_spec(request), load_gpus(request), request.version), request.args, dtypes, batch_sizes
-    )
+    variants = Variants(load_spec(request), load_gpus(request), request.version, confidence=request.confidence)
+    changed = side_by_side(variants, request.args, dtypes, batch_sizes)
     content = Content(
         assessment=found,
         command=command_of(request, found),
@@ -190,7 +189,8 @@ def select(
     )
     limits, names = limits or Limits(), tuple(dict.fromkeys((request.model, *models)))
     concurrency = options.workload.concurrency or 1
-    found, rows, notes = [], [], []
+    found, rows = [], []
+    notes: list[str] = []
     for name in names:
         model = load_spec(request.model_copy(update={"model": name}))
         choices = choose(model, cards, options, request.version, max_count=max_count, nodes=tuple(nodes))
@@ -199,7 +199,8 @@ def select(
         notes += with_media_limits(model, options)[1]
     if len(names) > 1:
         rows += together_rows(names, request.version, found, concurrency, book, limits, order, max_count)
-    title = f"{', '.join(names)}; {concurrency} requests of {options.args.max_model_len:,} tokens, vLLM {request.version}"
+    load = f"{concurrency} requests of {options.args.max_model_len:,} tokens"
+    title = f"{', '.join(names)}; {load}, vLLM {request.version}"
     return Selection(title, rows, concurrency, tuple(dict.fromkeys(notes)))
 
 
@@ -207,10 +208,18 @@ def sweep(
     request: Request, x: Axis, y: Axis, progress: Callable[[int, int], None] | None = None
 ) -> tuple[bool, dict[str, bytes]]:
     """Whether any pair of the two flags' values starts, and the files of the sweep. Needs the `report` extra."""
+    from planner.report.fit import Launch
+    from planner.report.sweep import frontier_json, sweep_rows
     from planner.report.sweep_report import sweep_report
 
-    rows = sweep_table(request, x, y, progress)
-    return any(row["verdict"] == "starts" for row in rows), sweep_report(rows)
+    def launch(args: EngineArgs, assessment: Assessment) -> Launch:
+        assert assessment.config is not None
+        argv, env = serve_argv(request.model, args, assessment.config, request.extra_argv), dict(args.env)
+        return Launch(argv, env, shell_command(argv, env))
+
+    found = _sweep_pairs(request, x, y, progress)
+    rows = sweep_rows(found, x, y, lambda args, assessment: launch(args, assessment).command)
+    return any(row["verdict"] == "starts" for row in rows), sweep_report(rows, frontier_json(found, launch))
 
 
 def sweep_table(
@@ -218,14 +227,19 @@ def sweep_table(
 ) -> list[dict[str, str | int | float | bool | None]]:
     """The rows of the `sweep` table: every pair of the two flags' values with its estimate."""
     from planner.report.sweep import sweep_rows
-    from planner.search.variants import Variants
-
-    variants = Variants(load_spec(request), load_gpus(request), request.version)
 
     def command(args: EngineArgs, assessment: Assessment) -> str:
         return command_of(request.model_copy(update={"args": args}), assessment)
 
-    return sweep_rows(variants, request.args, x, y, command, progress or (lambda done, total: None))
+    return sweep_rows(_sweep_pairs(request, x, y, progress), x, y, command)
+
+
+def _sweep_pairs(request: Request, x: Axis, y: Axis, progress: Callable[[int, int], None] | None) -> Pairs:
+    from planner.report.sweep import sweep_pairs
+    from planner.search.variants import Variants
+
+    variants = Variants(load_spec(request), load_gpus(request), request.version, confidence=request.confidence)
+    return sweep_pairs(variants, request.args, x, y, progress or (lambda done, total: None))
 
 
 def command_of(request: Request, assessment: Assessment) -> str:

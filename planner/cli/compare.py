@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from planner import api
+from planner.cli.lists import need_report_packages, write_folder
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
 from planner.errors import InputError
@@ -22,6 +23,10 @@ def compare(
             help="A plan's JSON; or a model, a GPUS spelling or version=V, with the rest from the flags.",
             show_default=False,
         ),
+    ] = None,
+    output_dir: Annotated[
+        str | None,
+        typer.Option("--output-dir", help="Write CSV, Markdown, HTML and PNGs here too.", show_default=False),
     ] = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
@@ -39,11 +44,15 @@ def compare(
         raise InputError("compare needs at least two plans")
     if len(set(words)) < len(words):
         raise InputError("the same plan is named twice")
+    if output_dir is not None:
+        need_report_packages()
     assessments = [(word, api.estimate(_request(word, request)).estimate) for word in words]
-    from planner.report.compare import compare_document, compare_rows, compare_text
+    from planner.report.compare import compare_document, compare_files, compare_rows, compare_text
     from planner.report.document import markdown
     from planner.report.schema import table_csv
 
+    if output_dir is not None:
+        write_folder(output_dir, compare_files(assessments))
     if format == "csv":
         write(table_csv("compare", compare_rows(assessments)), output)
     else:

@@ -62,7 +62,7 @@ def _answer(words: list[str], beside: api.Request, concurrency: int) -> LadderAn
     ladder = climb(
         api.load_spec(request), api.load_gpus(request), request.args, request.version, given=request.given,
         concurrency=concurrency, checkpoints=_checkpoints(request),
-        load=lambda name: api.load_spec(request.model_copy(update={"model": name})),
+        load=lambda name: api.load_spec(request.model_copy(update={"model": name})), confidence=request.confidence,
     )  # fmt: skip
     if ladder.after is None:
         return _final(before, corrections, ladder, changed, None)

@@ -43,23 +43,44 @@ def select(
     max_usd_per_hour: Annotated[
         float | None, typer.Option("--max-usd-per-hour", help="Budget.", show_default=False)
     ] = None,
+    max_usd_to_buy: Annotated[
+        float | None, typer.Option("--max-usd-to-buy", help="Budget of a purchase.", show_default=False)
+    ] = None,
+    vendor: Annotated[
+        str | None,
+        typer.Option("--vendor", help="Makers of cards: nvidia, amd; several with commas.", show_default=False),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option("--provider", help="Whose offers count: aws, azure, gcp, oci; with commas.", show_default=False),
+    ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(
+            "--region", help="Regions whose offers count, or the beginning of their names.", show_default=False
+        ),
+    ] = None,
     max_watts: Annotated[
         int | None, typer.Option("--max-watts", help="Board power of all cards.", show_default=False)
     ] = None,
     rank_by: Annotated[str, typer.Option("--rank-by", help="cost, cost-per-token, gpus, watts or headroom.")] = "cost",
     output_dir: Annotated[
-        str | None, typer.Option("--output-dir", help="Write CSV, Markdown, HTML and PNG here too.", show_default=False)
+        str | None,
+        typer.Option("--output-dir", help="Write CSV, JSON, Markdown, HTML and PNG here too.", show_default=False),
     ] = None,
     format: Format = "text",  # noqa: A002
     output: Output = None,
 ) -> None:
     """Rank every card of the catalog, 1 to 16 in a machine, for a model and a load: fits or why not, capacity, cost.
 
+    --model takes several models with commas between them: each is ranked, and then machines that serve all of them.
+
     Example: vplan select --model Qwen/Qwen2.5-VL-72B-Instruct-AWQ --concurrency 32 --max-model-len 16384
     """
-    check_format(format, ("text", "csv", "markdown"))
+    check_format(format)
     if not request.model:
         raise InputError("--model is missing")
+    first, *others = values_of(request.model, "--model")
     if request.gpus:
         raise InputError("--gpus: select chooses the cards; --only l20,h20 narrows the choice")
     from planner.report.selection import ORDERS, Limits
@@ -81,19 +102,38 @@ def select(
     machines = counts_of(nodes, "--nodes")
     if machines[-1] > 64:
         raise InputError("--nodes: at most 64 machines")
+    limits = Limits(
+        usd_per_hour=max_usd_per_hour,
+        watts=max_watts,
+        usd_to_buy=max_usd_to_buy,
+        vendors=_words(vendor, "--vendor"),
+        providers=_words(provider, "--provider"),
+        regions=_words(region, "--region"),
+    )
+    if unknown := {*limits.vendors} - {"nvidia", "amd"}:
+        raise InputError(f"--vendor: choose nvidia or amd, not {', '.join(sorted(unknown))!r}")
+    if max_usd_to_buy is not None and not buy:
+        raise InputError("--max-usd-to-buy goes with --buy GPU=USD")
     if output_dir is not None:
         need_report_packages()
     workload = Workload(concurrency=concurrency, images=images)
     found = api.select(
-        request,
-        SearchOptions(args=request.args, given=request.given, workload=workload, safety_margin=safety_margin),
+        request.model_copy(update={"model": first}),
+        SearchOptions(
+            args=request.args,
+            given=request.given,
+            workload=workload,
+            safety_margin=safety_margin,
+            confidence=request.confidence,
+        ),
+        models=others,
         only=values_of(only, "--only"),
         max_count=max_gpus_per_node,
         nodes=machines,
         prices=_prices(price, "--price"),
         bought=_prices(buy, "--buy"),
         months=amortise_months,
-        limits=Limits(max_usd_per_hour, max_watts),
+        limits=limits,
         order=rank_by,
     )
     if output_dir is not None:
@@ -101,6 +141,10 @@ def select(
     write(found.text(format, color=wants_color(output)), output)
     if not any(row["fits"] for row in found.rows):
         raise typer.Exit(1)
+
+
+def _words(text: str | None, option: str) -> tuple[str, ...]:
+    return tuple(word.casefold() for word in values_of(text, option))
 
 
 def _prices(items: list[str] | None, option: str) -> dict[str, float]:

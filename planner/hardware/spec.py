@@ -8,12 +8,21 @@ from planner.values import Value
 
 
 class Price(Value):
-    """One price with its basis: dollars for one GPU hour, where and when it was read."""
+    """One price with its basis: dollars for one GPU hour, where and when it was read.
+
+    `offer` begins with the provider's name. `date`: "undated" where the source has none. `region`: of the offer, as its
+    provider spells it; empty where the price is not a region's.
+    """
 
     usd_per_gpu_hour: float
     offer: str
     source: str
     date: str
+    region: str = ""
+
+    @property
+    def provider(self) -> str:
+        return self.offer.partition(" ")[0].casefold()
 
 
 class GpuSpec(Value):

@@ -38,8 +38,11 @@ def _value(estimate: Estimate, name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def compare_document(plans: Sequence[tuple[str, Estimate]]) -> Document:
-    """Terms down, plans across; after the first, each figure with its difference in brackets."""
+def compare_document(plans: Sequence[tuple[str, Estimate]], *, pictures: bool = False) -> Document:
+    """Terms down, plans across; after the first, each figure with its difference in brackets.
+
+    `pictures`: compare.png and compare_difference.png stand beside the document.
+    """
     rows = compare_rows(plans)
     cells = {(row["plan"], row["term"]): row for row in rows}
     labels = [label for label, _ in plans]
@@ -67,9 +70,12 @@ def compare_document(plans: Sequence[tuple[str, Estimate]]) -> Document:
         "Plans side by side",
         f"{starting} of {len(plans)} plans start",
         (
-            Section("Plans", "", verdicts),
+            Section("Plans", "", verdicts, (("compare", "What the device holds under each plan"),) if pictures else ()),
             Section(
-                "Difference by term", "GiB on one GPU, tokens and blocks; in brackets against the first plan.", grid
+                "Difference by term",
+                "GiB on one GPU, tokens and blocks; in brackets against the first plan.",
+                grid,
+                (("compare_difference", "Difference of every term to the first plan"),) if pictures else (),
             ),
         ),
     )
@@ -88,6 +94,26 @@ def _shown(row: Row, term: str) -> str:
     if isinstance(difference, int) and difference:
         text += f" ({difference / GIB:+.3f})" if in_gib else f" ({difference:+,})"
     return text
+
+
+def compare_files(plans: Sequence[tuple[str, Estimate]]) -> dict[str, bytes]:
+    """compare.csv, compare.md, compare.html and both pictures in both themes. Needs the `report` extra."""
+    from planner.report import compare_figure
+    from planner.report.document import html, markdown
+    from planner.report.schema import table_csv
+    from planner.report.theme import DARK, LIGHT, png
+
+    rows, document = compare_rows(plans), compare_document(plans, pictures=True)
+    pictures: dict[str, bytes] = {}
+    for theme, suffix in ((LIGHT, ""), (DARK, "_dark")):
+        pictures[f"compare{suffix}.png"] = png(compare_figure.plans(plans, theme), theme)
+        pictures[f"compare_difference{suffix}.png"] = png(compare_figure.differences(rows, theme), theme)
+    return {
+        "compare.csv": table_csv("compare", rows).encode(),
+        "compare.md": markdown(document).encode(),
+        "compare.html": html(document, pictures).encode(),
+        **pictures,
+    }
 
 
 def compare_text(document: Document, *, color: bool = False) -> str:

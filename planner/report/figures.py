@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -11,14 +12,15 @@ from matplotlib.ticker import NullLocator
 from planner.memory.assess import Assessment
 from planner.report.rows import Row, StageLedger, stage_ledgers
 from planner.report.terms import DEVICE_TERMS, ENGINE_TERMS, Term
-from planner.report.theme import LIGHT, SERIES, Theme, gib, gib_axis, new_axes, readable_on, styled, tokens_label
+from planner.report.theme import LIGHT, Theme, gib, gib_axis, new_axes, ramp, readable_on, styled, titled, tokens_label
+from planner.units import format_bytes
 
 _BARS: dict[str, tuple[Term, ...]] = {
     "engine plans": tuple(term for term in ENGINE_TERMS if term.color),
     "device holds": tuple(term for term in DEVICE_TERMS if term.color),
 }
 _SHORT = {
-    "cuda_context_bytes": "CUDA, NCCL",
+    "cuda_context_bytes": "CUDA",
     "non_torch_bytes": "non-torch",
     "runner_state_bytes": "runner state",
     "available_kv_cache_bytes": "KV cache",
@@ -29,29 +31,33 @@ _SHORT = {
     "peak_activation_bytes": "activation",
 }
 
+_LETTER = 0.0115
+"""Width of a letter of 11 points, as a share of the ledger picture's axis."""
+
 
 def ledger(assessment: Assessment, theme: Theme = LIGHT) -> Axes:
     """Where the GPU goes: both ledgers of each stage's ranks as stacked bars, with the budget and the card's limit."""
     stages = stage_ledgers(assessment)
     with styled(theme):
-        axes = new_axes(9, 2.2 + 2.1 * max(len(stages), 1))
+        axes = new_axes(8, 2.3 + 2.2 * max(len(stages), 1))
         estimate = assessment.estimate
-        axes.set_title(f"Where the GPU goes: {estimate.model}, {estimate.gpus}")
+        titled(axes, f"Where the GPU goes: {estimate.model}, {estimate.gpus}")
         if not stages:
             return _empty(axes, "vLLM refuses before it takes any memory")
         total = gib(stages[0].bytes["total_memory_bytes"])
-        span = max(total, *(_reach(stage) for stage in stages))
-        axes.set_xlim(0, span * 1.02)
+        span = max(total, *(_reach(stage) for stage in stages)) * 1.02
+        axes.set_xlim(0, span)
         marks: list[tuple[float, str]] = []
         for index, stage in enumerate(stages):
             for line, (name, terms) in enumerate(_BARS.items()):
-                height = -(index * 2.6 + line * 1.2)
-                _bar(axes, stage, terms, height, span, theme, labels=len(stages) <= 2)
+                height = -(index * 3.0 + line * 1.4)
+                _bar(axes, stage, terms, height, span, theme)
                 marks.append((height, name if len(stages) == 1 else f"ranks {stage.ranks}\n{name}"))
         axes.set_yticks([mark[0] for mark in marks], [mark[1] for mark in marks])
         axes.tick_params(axis="y", length=0)
-        axes.set_ylim(marks[-1][0] - 0.85, 1.0)
-        _limits(axes, gib(stages[0].bytes["requested_memory_bytes"]), total, theme)
+        bottom = marks[-1][0] - 1.0
+        axes.set_ylim(bottom, 1.1)
+        _limits(axes, gib(stages[0].bytes["requested_memory_bytes"]), total, bottom, theme)
         gib_axis(axes.xaxis)
         axes.spines["left"].set_visible(False)
     return axes
@@ -61,28 +67,17 @@ def _reach(stage: StageLedger) -> float:
     return gib(stage.bytes["used_after_startup_bytes"] + stage.bytes["vision_encoder_runtime_peak_bytes"])
 
 
-def _bar(
-    axes: Axes, stage: StageLedger, terms: Sequence[Term], height: float, span: float, theme: Theme, *, labels: bool
-) -> None:
+def _bar(axes: Axes, stage: StageLedger, terms: Sequence[Term], height: float, span: float, theme: Theme) -> None:
     left = 0.0
     small: list[tuple[float, str]] = []
     for term in terms:
         size = max(gib(stage.bytes[term.field]), 0.0)
         if not size:
             continue
-        encoder = term.field == "vision_encoder_runtime_peak_bytes"
-        axes.barh(
-            height,
-            size,
-            0.62,
-            left=left,
-            color=term.color,
-            edgecolor=theme.paper,
-            linewidth=0.8,
-            hatch="///" if encoder else None,
-        )
+        hatch = "///" if term.field == "vision_encoder_runtime_peak_bytes" else None
+        axes.barh(height, size, 0.62, left=left, color=term.color, edgecolor=theme.paper, linewidth=0.8, hatch=hatch)
         name = _SHORT.get(term.field, term.label)
-        if size > 0.11 * span and not encoder:
+        if size > (_LETTER * max(len(name), 5) + 0.012) * span and not hatch:
             axes.text(
                 left + size / 2,
                 height,
@@ -91,90 +86,95 @@ def _bar(
                 va="center",
                 fontsize=11,
                 color=readable_on(term.color),
+                bbox={"facecolor": term.color, "edgecolor": "none", "pad": 1.0},
+                zorder=4,
             )
         elif size >= 0.005:
             small.append((left + size / 2, f"{name} {size:.2f}"))
         left += size
-    if labels:
-        _callouts(axes, small, height, span, theme)
+    _callouts(axes, small, height, span, theme)
 
 
 def _callouts(axes: Axes, small: list[tuple[float, str]], height: float, span: float, theme: Theme) -> None:
-    """Labels of narrow parts below the bar, pushed apart where they would touch."""
-    widths = [0.0125 * span * len(text) for _, text in small]
-    place: list[float] = []
-    edge = 0.0
-    for (x, _), width in zip(small, widths, strict=True):
-        start = max(x - width / 2, edge, 0.0)
-        place.append(start)
-        edge = start + width + 0.01 * span
-    overflow = max(edge - 1.02 * span, 0.0)
-    limit = 1.02 * span
-    for index in reversed(range(len(place))) if overflow else ():
-        place[index] = min(place[index], limit - widths[index])
-        limit = place[index] - 0.01 * span
-    for (x, text), start, width in zip(small, place, widths, strict=True):
-        axes.annotate(
-            text,
-            (x, height - 0.31),
-            (start + width / 2, height - 0.55),
-            ha="center",
-            va="center",
-            fontsize=10,
-            arrowprops={"arrowstyle": "-", "color": theme.ink, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0},
-        )
+    """Labels of narrow parts below the bar: in one row where they have room, else in two by turns."""
+    widths = [_LETTER * span * len(text) for _, text in small]
+    rows = 1 if sum(widths) + 0.02 * span * len(widths) < span else 2
+    for row in range(rows):
+        mine = list(range(row, len(small), rows))
+        starts = _apart([small[index][0] for index in mine], [widths[index] for index in mine], span)
+        for index, start in zip(mine, starts, strict=True):
+            x, text = small[index]
+            axes.annotate(
+                text,
+                (x, height - 0.31),
+                (start + widths[index] / 2, height - 0.54 - 0.3 * row),
+                ha="center",
+                va="center",
+                fontsize=11,
+                bbox=_box(theme),
+                arrowprops={"arrowstyle": "-", "color": theme.ink, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 0},
+                zorder=4 - 0.5 * row,
+            )
 
 
-def _limits(axes: Axes, budget: float, total: float, theme: Theme) -> None:
-    axes.axvline(total, color=theme.limit, linewidth=2)
-    axes.axvline(budget, color=theme.budget, linewidth=1.5, linestyle=(0, (4, 2)))
-    near = abs(total - budget) < 0.3 * total
-    box = _box(theme)
-    axes.text(budget, 0.42, f"budget {budget:.2f} ", ha="right", va="bottom", fontsize=11, color=theme.budget, bbox=box)
-    axes.text(
-        total,
-        0.74 if near else 0.42,
-        f"physical limit {total:.2f} ",
-        ha="right",
-        va="bottom",
-        fontsize=11,
-        color=theme.limit,
-        bbox=box,
-    )
+def _apart(centres: Sequence[float], widths: Sequence[float], span: float) -> list[float]:
+    """Left ends of labels near their centres, from 0 to span, none over another."""
+    gap, edge = 0.02 * span, 0.0
+    starts: list[float] = []
+    for centre, width in zip(centres, widths, strict=True):
+        starts.append(max(centre - width / 2, edge))
+        edge = starts[-1] + width + gap
+    limit = span
+    for index in reversed(range(len(starts))):
+        starts[index] = min(starts[index], limit - widths[index])
+        limit = starts[index] - gap
+    return starts
+
+
+def _limits(axes: Axes, budget: float, total: float, bottom: float, theme: Theme) -> None:
+    """Both lines up to their labels, the card's above the budget's."""
+    for x, top, text, color, width, style in (
+        (total, 0.86, f"physical limit {total:.2f} GiB", theme.limit, 2.0, "-"),
+        (budget, 0.48, f"budget {budget:.2f} GiB", theme.budget, 1.5, (0, (4, 2))),
+    ):
+        axes.plot([x, x], [bottom, top + 0.14], color=color, linewidth=width, linestyle=style, zorder=3)
+        axes.text(x, top, f"{text}  ", ha="right", va="center", fontsize=11, color=color, bbox=_box(theme), zorder=2)
 
 
 def _box(theme: Theme) -> dict[str, object]:
     """Paper behind a label, so that lines do not run through it."""
-    return {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5}
+    return {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0}
 
 
 def load(rows: Sequence[Row], requested_bytes: int, theme: Theme = LIGHT) -> Axes:
     """Memory that the engine counts against max_model_len, a line for each concurrency, under the budget."""
     with styled(theme):
         axes = new_axes()
-        axes.set_title("Memory against length and concurrency")
+        titled(axes, "Memory against length and concurrency")
         if not rows:
             return _empty(axes, "no load to show")
         budget = gib(requested_bytes)
-        top = 1.35 * budget
+        top = 1.3 * budget
         lengths = sorted({_int(row, "max_model_len") for row in rows})
         concurrencies = sorted({_int(row, "concurrency") for row in rows})
         axes.set_xscale("log", base=2)
         axes.axhspan(budget, top, color=theme.limit, alpha=0.10, linewidth=0)
         axes.axhline(budget, color=theme.budget, linewidth=1.5, linestyle=(0, (4, 2)))
-        axes.text(
-            lengths[0], budget, f" budget {budget:.2f} GiB", va="center", ha="left", fontsize=11, bbox=_box(theme)
-        )
-        for index, concurrency in enumerate(concurrencies):
+        axes.annotate(f"budget {budget:.2f} GiB", (lengths[0], budget), (6, 3), textcoords="offset points", fontsize=11)
+        ends: list[tuple[float, float, str]] = []
+        for concurrency, color in zip(concurrencies, ramp(theme, len(concurrencies)), strict=True):
             mine = [row for row in rows if row["concurrency"] == concurrency]
             points = [(_int(row, "max_model_len"), gib(_int(row, "engine_bytes"))) for row in mine]
-            color = SERIES[index % len(SERIES)]
             axes.plot(*zip(*points, strict=True), color=color, linewidth=2.2, marker="o", markersize=4, clip_on=True)
-            _end_label(axes, points, top, f"{concurrency:,}", theme)
+            if points[-1][1] <= top:
+                ends.append((points[-1][0], points[-1][1], f"{concurrency:,}"))
+            else:
+                _leaving_label(axes, points, top, f"{concurrency:,}", theme)
+        _spread(axes, ends, 0.055 * top, theme)
         axes.set_ylim(0, top)
-        axes.set_xlim(lengths[0], lengths[-1] * 1.25)
-        axes.set_xticks(lengths[:: max(1, len(lengths) // 7)])
-        axes.set_xticklabels([tokens_label(length) for length in lengths[:: max(1, len(lengths) // 7)]])
+        axes.set_xlim(lengths[0], lengths[-1] * (1.05 if len(lengths) > 1 else 2))
+        shown = lengths[:: max(1, len(lengths) // 7)]
+        axes.set_xticks(shown, [tokens_label(length) for length in shown])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("max_model_len, tokens of each request (number on a line: requests at once)")
         gib_axis(axes.yaxis)
@@ -182,66 +182,57 @@ def load(rows: Sequence[Row], requested_bytes: int, theme: Theme = LIGHT) -> Axe
     return axes
 
 
-def _end_label(axes: Axes, points: list[tuple[int, float]], top: float, text: str, theme: Theme) -> None:
-    """At the line's end, or where it leaves the picture."""
-    x, y = points[-1]
-    if y > top:
-        for (x0, y0), (x1, y1) in pairwise(points):
-            if y0 <= top < y1:
-                x, y = round(x0 * (x1 / x0) ** ((top - y0) / (y1 - y0))), top
-                break
-        else:
+def _leaving_label(axes: Axes, points: list[tuple[int, float]], top: float, text: str, theme: Theme) -> None:
+    """Left of the place where a line leaves the picture; none for a line that is above it from the start."""
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if y0 <= top < y1:
+            x = x0 * (x1 / x0) ** ((top - y0) / (y1 - y0))
+            axes.annotate(
+                text, (x, top), (-11, -9), textcoords="offset points", fontsize=11, va="center", ha="right",
+                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1, "alpha": 0.8},
+            )  # fmt: skip
             return
-    axes.annotate(
-        text,
-        (x, y),
-        (5, 0 if y < top else -9),
-        textcoords="offset points",
-        fontsize=11,
-        va="center",
-        ha="left",
-        bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1, "alpha": 0.8},
-    )
 
 
-def breakdown(rows: Sequence[Row], theme: Theme = LIGHT, most: int = 20) -> Axes:
+def breakdown(rows: Sequence[Row], theme: Theme = LIGHT, most: int = 14) -> Axes:
     """The weights' parts as bars, the largest first, or in order for layers and ranks; the rest summed."""
     with styled(theme):
         by = str(rows[0]["by"]) if rows else "part"
         shown, rest = _chosen(rows, by, most)
-        axes = new_axes(9, 1.6 + 0.34 * max(len(shown), 4))
-        axes.set_title(f"Weights by {by}")
+        if len(rest) == 1:
+            shown, rest = [*shown, *rest], []
+        if rest:
+            names = ("parameter_bytes", "other_bytes", "bytes")
+            shown = [*shown, {"part": f"{len(rest)} others", **{name: _sum(rest, name) for name in names}}]
+        axes = new_axes(8, 1.7 + 0.34 * max(len(shown), 2))
+        titled(axes, f"Weights by {by}")
         if not rows:
             return _empty(axes, "vLLM refuses before it takes any memory")
-        if rest:
-            shown = [
-                *shown,
-                {
-                    "part": f"{len(rest)} others",
-                    "parameter_bytes": _sum(rest, "parameter_bytes"),
-                    "other_bytes": _sum(rest, "other_bytes"),
-                    "bytes": _sum(rest, "bytes"),
-                },
-            ]
         places = range(0, -len(shown), -1)
         parameters = [gib(_int(row, "parameter_bytes")) for row in shown]
         others = [gib(_int(row, "other_bytes")) for row in shown]
-        axes.barh(places, parameters, 0.7, color="#0072b2")
-        axes.barh(places, others, 0.7, left=parameters, color="#56b4e9")
+        color = next(term.color for term in DEVICE_TERMS if term.field == "weights_memory_bytes")
+        axes.barh(places, parameters, 0.7, color=color, label="parameters")
+        if any(others):
+            axes.barh(
+                places, others, 0.7, left=parameters, facecolor=theme.paper, edgecolor=color, hatch="////",
+                linewidth=1, label="buffers and workspaces",
+            )  # fmt: skip
         widest = max(gib(_int(row, "bytes")) for row in shown)
         for place, row in zip(places, shown, strict=True):
-            axes.text(
-                gib(_int(row, "bytes")) + 0.01 * widest,
-                place,
-                f"{gib(_int(row, 'bytes')):.3f}",
-                va="center",
-                fontsize=10,
-            )
+            size = _int(row, "bytes")
+            text = f"{gib(size):.3f}" if gib(size) >= 0.0005 else format_bytes(size)
+            axes.text(gib(size) + 0.012 * widest, place, text, va="center", fontsize=11, bbox=_box(theme))
         axes.set_yticks(list(places), [_shortened(str(row["part"])) for row in shown])
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(0, widest * 1.12)
-        gib_axis(axes.xaxis, "GiB on one GPU: parameters dark, buffers and workspaces light")
+        axes.set_xlim(0, widest * 1.15)
+        axes.set_ylim(-len(shown) + 0.4, 0.6)
+        gib_axis(axes.xaxis)
         axes.grid(axis="x")
+        if any(others):
+            axes.legend(
+                loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2, fontsize=11, frameon=False
+            )
     return axes
 
 
@@ -260,7 +251,7 @@ def _chosen(rows: Sequence[Row], by: str, most: int) -> tuple[list[Row], list[Ro
     for run in runs:
         first, last = run[0], run[-1]
         span = (
-            f"{first['part']} to {str(last['part']).removeprefix('layer ')}, each"
+            f"layers {str(first['part']).removeprefix('layer ')} to {str(last['part']).removeprefix('layer ')}, each"
             if len(run) > 1
             else str(first["part"])
         )
@@ -268,16 +259,19 @@ def _chosen(rows: Sequence[Row], by: str, most: int) -> tuple[list[Row], list[Ro
     return merged[:most], merged[most:]
 
 
-def _shortened(text: str, most: int = 44) -> str:
-    return text if len(text) <= most else "…" + text[-most + 1 :]
+def _shortened(text: str, most: int = 34) -> str:
+    """A long module path without its first names."""
+    while len(text) > most and "." in text:
+        text = "…" + text.removeprefix("…").partition(".")[2]
+    return text
 
 
-def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
+def variants(rows: Sequence[Row], theme: Theme = LIGHT, title: str = "") -> Axes:
     """What the device holds under each value of one flag, side by side, with the card's limit."""
     with styled(theme):
-        axes = new_axes(9, 5.4)
+        axes = new_axes(max(8, 2.9 + 1.2 * len(rows)), 5.2)
         flag = str(rows[0]["flag"]) if rows else "flag"
-        axes.set_title(f"The same plan under other values of {flag}")
+        titled(axes, title or f"The same plan under other values of {flag}")
         if not rows:
             return _empty(axes, "no values to compare")
         totals = [_int(row, "total_memory_bytes") for row in rows if row["total_memory_bytes"] is not None]
@@ -285,7 +279,7 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
         used = set()
         for place, row in enumerate(rows):
             if row["total_memory_bytes"] is None:
-                axes.text(place, 0.02 * limit, _refused(row), ha="center", va="bottom", fontsize=10, color=theme.limit)
+                axes.text(place, 0.02 * limit, _refused(row), ha="center", va="bottom", fontsize=11, color=theme.limit)
                 continue
             bottom = 0.0
             for term in _BARS["device holds"]:
@@ -293,7 +287,7 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
                 if size <= 0:
                     continue
                 encoder = term.field == "vision_encoder_runtime_peak_bytes"
-                label = term.label if term.field not in used else None
+                label = _SHORT.get(term.field, term.label) if term.field not in used else None
                 used.add(term.field)
                 axes.bar(
                     place,
@@ -324,17 +318,32 @@ def variants(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
                     _refused(row),
                     ha="center",
                     va="bottom",
-                    fontsize=10,
+                    fontsize=11,
                     color=theme.limit,
                 )
-        axes.axhline(limit, color=theme.limit, linewidth=2, label=f"physical limit {limit:.2f} GiB")
+        if len(set(totals)) <= 1:
+            axes.axhline(limit, color=theme.limit, linewidth=2, label=f"physical limit {limit:.2f}", zorder=1.5)
+        else:
+            _own_limits(axes, rows, theme)
         axes.set_xlim(-0.5, len(rows) - 0.5)
-        axes.set_ylim(0, max(limit * 1.1, axes.get_ylim()[1] * 1.12))
+        refused = any(row["verdict"] != "starts" and row["total_memory_bytes"] is not None for row in rows)
+        axes.set_ylim(0, max(limit * 1.04, axes.get_ylim()[1] * (1.16 if refused else 1.0)))
         axes.set_xticks(range(len(rows)), [_ticked(row) for row in rows])
-        axes.set_xlabel(f"{flag}, with the tokens that the cache holds")
+        starts = any(row["verdict"] == "starts" for row in rows)
+        axes.set_xlabel(f"{flag}, with the tokens that the cache holds" if starts else flag)
         gib_axis(axes.yaxis)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10, reverse=True)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=11, reverse=True)
     return axes
+
+
+def _own_limits(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
+    """The limit of each plan's card over its bar."""
+    label = "physical limit"
+    for place, row in enumerate(rows):
+        if row["total_memory_bytes"] is not None:
+            height = gib(_int(row, "total_memory_bytes"))
+            axes.plot([place - 0.45, place + 0.45], [height] * 2, color=theme.limit, linewidth=2, label=label)
+            label = "_"
 
 
 def _refused(row: Row) -> str:
@@ -342,18 +351,23 @@ def _refused(row: Row) -> str:
 
 
 def _ticked(row: Row) -> str:
-    """The value, and under it the tokens that the cache holds."""
+    """The value, and under it about how many tokens the cache holds."""
     value = str(row["value"])
-    value = f"{int(value):,}" if value.isdigit() else value
+    value = f"{int(value):,}" if value.isdigit() else fill(value, 15)
     tokens = row["capacity_tokens"] if row["verdict"] == "starts" else None
-    return f"{value}\n{tokens:,} tokens" if isinstance(tokens, int) else value
+    if not isinstance(tokens, int):
+        return value
+    about = (
+        f"{tokens / 1e6:.2f} M" if tokens >= 10**6 else f"{tokens / 1e3:.0f} k" if tokens >= 10**4 else f"{tokens:,}"
+    )
+    return f"{value}\n{about} tokens"
 
 
 def media(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
     """The encoder's peak against the number of images in flight, a line for each size, under what the card has left."""
     with styled(theme):
         axes = new_axes()
-        axes.set_title("Media: encoder memory of the fullest step")
+        titled(axes, "Media: encoder memory of the fullest step")
         if not rows:
             return _empty(axes, "the model takes no images")
         free = gib(_int(rows[0], "device_free_bytes"))
@@ -361,32 +375,28 @@ def media(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
         sizes = list(dict.fromkeys((row["width_pixels"], row["height_pixels"]) for row in rows))
         axes.set_xscale("log", base=2)
         ends: list[tuple[float, float, str]] = []
-        for index, size in enumerate(sizes):
+        for size, color in zip(sizes, ramp(theme, len(sizes)), strict=True):
             mine = [row for row in rows if (row["width_pixels"], row["height_pixels"]) == size]
             points = [(_int(row, "items"), gib(_int(row, "vision_encoder_runtime_peak_bytes"))) for row in mine]
-            axes.plot(
-                *zip(*points, strict=True), color=SERIES[index % len(SERIES)], linewidth=2.2, marker="o", markersize=4
-            )
-            ends.append(
-                (points[-1][0], points[-1][1], f"{size[0]} x {size[1]}: {mine[0]['embeddings_per_item']:,} tokens")
-            )
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=2.2, marker="o", markersize=4)
+            label = f"{size[0]} x {size[1]}\n{mine[0]['embeddings_per_item']:,} tokens"
+            ends.append((points[-1][0], points[-1][1], label))
         top = max(highest, min(free, highest * 2)) * 1.15
-        _spread(axes, ends, 0.055 * top)
+        _spread(axes, ends, 0.125 * top, theme)
         if free <= 0:
             axes.text(
                 1, top * 0.97, " nothing is left on the card", va="top", ha="left", fontsize=11, color=theme.limit
             )
         elif free < top:
             axes.axhline(free, color=theme.limit, linewidth=2)
-            axes.text(
-                1,
-                free,
+            axes.annotate(
                 f"left on the card {free:.2f} GiB",
-                va="center",
-                ha="left",
+                (1, free),
+                (5, 3),
+                textcoords="offset points",
                 fontsize=11,
                 color=theme.limit,
-                bbox=_box(theme),
+                bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
             )
         else:
             axes.text(
@@ -404,13 +414,39 @@ def media(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
     return axes
 
 
-def _spread(axes: Axes, ends: list[tuple[float, float, str]], least: float) -> None:
-    """Labels right of the lines' ends, at least `least` apart."""
-    below = -least
-    for x, y, text in sorted(ends, key=lambda end: end[1]):
-        at = max(y, below + least)
-        below = at
-        axes.annotate(text, (x, y), (x * 1.13, at), fontsize=11, va="center", ha="left", annotation_clip=False)
+def _spread(axes: Axes, ends: list[tuple[float, float, str]], least: float, theme: Theme) -> None:
+    """Labels right of the lines' ends, at least `least` apart, as near to their lines as that allows."""
+    ordered = sorted(ends, key=lambda end: end[1])
+    groups: list[list[int]] = []
+    for index in range(len(ordered)):
+        groups.append([index])
+        while len(groups) > 1 and _lowest(ordered, groups[-1], least) < _highest(ordered, groups[-2], least) + least:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    for group in groups:
+        first = _lowest(ordered, group, least)
+        for step, index in enumerate(group):
+            x, y, text = ordered[index]
+            axes.annotate(
+                text,
+                (x, y),
+                (1.03, max(first + step * least, least / 2)),
+                textcoords=("axes fraction", "data"),
+                fontsize=11,
+                va="center",
+                ha="left",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": theme.ink, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3},
+            )
+
+
+def _lowest(ends: Sequence[tuple[float, float, str]], group: Sequence[int], least: float) -> float:
+    """The height of a group's first label: the group is centred on its lines' ends."""
+    middle = sum(ends[index][1] for index in group) / len(group)
+    return middle - least * (len(group) - 1) / 2
+
+
+def _highest(ends: Sequence[tuple[float, float, str]], group: Sequence[int], least: float) -> float:
+    return _lowest(ends, group, least) + least * (len(group) - 1)
 
 
 def _empty(axes: Axes, text: str) -> Axes:

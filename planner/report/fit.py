@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from planner.memory.result import Estimate
 from planner.search.plan import Plan, SearchResult
 
 
@@ -19,24 +20,31 @@ class Launch(Struct, frozen=True):
     command: str
 
 
-def plan_record(plan: Plan, launch: Launch, rank: int) -> dict[str, Any]:
-    """One plan as the contract states it."""
-    estimate = plan.estimate
-    assert estimate.kv_cache is not None
-    assert estimate.engine is not None
+def launched_record(estimate: Estimate, launch: Launch, rank: int, headroom_bytes: int) -> dict[str, Any]:
+    """The part of a plan's record that every plan has, from a search or not."""
     return {
         "rank": rank,
         "estimate": estimate.model_dump(mode="json", by_alias=True),
         "command": launch.command,
         "argv": launch.argv,
         "env": launch.env,
+        "headroom_bytes": headroom_bytes,
+    }
+
+
+def plan_record(plan: Plan, launch: Launch, rank: int) -> dict[str, Any]:
+    """One plan as the contract states it."""
+    estimate = plan.estimate
+    assert estimate.kv_cache is not None
+    assert estimate.engine is not None
+    return {
+        **launched_record(estimate, launch, rank, plan.headroom_bytes),
         "objective": {
             "max_model_len": estimate.engine.max_model_len,
             "concurrency": plan.concurrency,
             "capacity_tokens": estimate.kv_cache.capacity_tokens,
             "gpus": plan.gpus,
         },
-        "headroom_bytes": plan.headroom_bytes,
         "demand": None if plan.demand is None else plan.demand.model_dump(mode="json"),
     }
 

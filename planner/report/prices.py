@@ -12,41 +12,61 @@ HOURS_PER_MONTH = 730
 _MACHINE = re.compile(r"\((\d+) GPUs\)")
 
 
+UNDATED = "undated"
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Dollars for the cards of a choice; `billed` counts those of whole machines where the offer is a machine."""
+    """Dollars for the cards of a choice; `billed` counts those of whole machines where the offer is a machine.
 
+    `basis`: "rent" (an offer), "given" (an hourly price of the user) or "buy" (`usd_to_buy` written off). `date`: when
+    the price was read; UNDATED, or empty where it is the user's own.
+    """
+
+    basis: str
     usd_per_gpu_hour: float
     billed: int
     offer: str
     source: str
     date: str
+    region: str = ""
+    usd_to_buy: float | None = None
 
     @property
     def usd_per_hour(self) -> float:
         return self.usd_per_gpu_hour * self.billed
 
+    @property
+    def is_dated(self) -> bool:
+        return self.date != UNDATED
+
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:
     """`given`: dollars for a card and hour by GPU name; `bought`: purchase prices of one card, written off over
-    `months`. Both go before the catalog's offers."""
+    `months`. Both go before the catalog's offers, of which only those of `providers` and `regions` count (empty: all;
+    a region of "us" takes every one whose name begins so)."""
 
     given: Mapping[str, float]
     bought: Mapping[str, float]
     months: int = 36
+    providers: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
 
     def cost(self, gpu: GpuSpec, count: int, nodes: int) -> Cost | None:
         """The least of the dated offers (undated ones only where there is no other) of machines with `count` cards,
         else of the largest machines; None where no price is known."""
         cards = count * nodes
+        mine = "given by the user"
         if gpu.name in self.bought:
-            hourly = self.bought[gpu.name] / (self.months * HOURS_PER_MONTH)
-            offer = f"bought at {self.bought[gpu.name]:g} USD a card, written off over {self.months} months"
-            return Cost(hourly, cards, offer, "given by the user", "")
+            price = self.bought[gpu.name]
+            offer = f"bought at {price:,g} USD a card, written off over {self.months} months"
+            hourly = price / (self.months * HOURS_PER_MONTH)
+            return Cost("buy", hourly, cards, offer, mine, "", usd_to_buy=price * cards)
         if gpu.name in self.given:
-            return Cost(self.given[gpu.name], cards, "price given by the user", "given by the user", "")
-        offers = [price for price in gpu.prices if price.date != "undated"] or list(gpu.prices)
+            return Cost("given", self.given[gpu.name], cards, "price given by the user", mine, "")
+        sold = [price for price in gpu.prices if self._counts(price)]
+        offers = [price for price in sold if price.date != UNDATED] or sold
         largest = max((_size(price) for price in offers), default=0)
         enough = [price for price in offers if _size(price) >= count] or [
             price for price in offers if _size(price) == largest
@@ -57,6 +77,11 @@ class PriceBook:
             default=None,
         )
 
+    def _counts(self, price: Price) -> bool:
+        return (not self.providers or price.provider in self.providers) and (
+            not self.regions or any(price.region.startswith(region) for region in self.regions)
+        )
+
 
 _NO_MACHINE = "(no machine with so many is listed)"
 
@@ -64,15 +89,10 @@ _NO_MACHINE = "(no machine with so many is listed)"
 def _offer(price: Price, count: int, nodes: int) -> Cost:
     """A machine of N cards is rented whole. More cards than a machine has are priced a card each, and said to be so."""
     size = _size(price)
-    if count <= size:
-        return Cost(price.usd_per_gpu_hour, size * nodes, price.offer, price.source, price.date)
-    return Cost(
-        price.usd_per_gpu_hour,
-        count * nodes,
-        f"{price.offer}, as a price per card {_NO_MACHINE}",
-        price.source,
-        price.date,
-    )
+    offer, billed = price.offer, max(size, count) * nodes
+    if count > size:
+        offer = f"{offer}, as a price per card {_NO_MACHINE}"
+    return Cost("rent", price.usd_per_gpu_hour, billed, offer, price.source, price.date, price.region)
 
 
 def _size(price: Price) -> int:

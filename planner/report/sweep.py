@@ -1,12 +1,14 @@
-"""Two flags over ranges: rows of the `sweep` table, with the frontier of what starts."""
+"""Two flags over ranges: rows of the `sweep` table, and the plans on the frontier of what starts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from planner.engine.args import EngineArgs
 from planner.memory.assess import Assessment
+from planner.report.fit import Launch, launched_record
 from planner.report.rows import Row, estimate_cells, who
 from planner.search.variants import Variants
 
@@ -20,28 +22,44 @@ class Axis:
     values: tuple[int | float | str, ...]
 
 
-def sweep_rows(
+Pairs = dict[tuple[int, int], tuple[EngineArgs, Assessment]]
+"""The flags and the assessment of each pair, by the places of its values on x and y; y by y."""
+
+
+def sweep_pairs(
     variants: Variants,
     args: EngineArgs,
     x: Axis,
     y: Axis,
-    command: Callable[[EngineArgs, Assessment], str],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Row]:
-    """Every pair, y by y. `progress` is told pairs done and pairs in all."""
-    found: dict[tuple[int, int], tuple[EngineArgs, Assessment]] = {}
+) -> Pairs:
+    """Assess every pair. `progress` is told pairs done and pairs in all."""
+    found: Pairs = {}
     total = len(x.values) * len(y.values)
     for row, other in enumerate(y.values):
         for column, one in enumerate(x.values):
             changed = args.model_copy(update={x.field: one, y.field: other})
             found[column, row] = changed, variants.assess(changed)
             progress(len(found), total)
+    return found
+
+
+def on_frontier(found: Pairs) -> set[tuple[int, int]]:
+    """The pairs that start and have a neighbour that does not."""
     starts = {place for place, (_, item) in found.items() if item.estimate.starts}
+    return {
+        (x, y)
+        for x, y in starts
+        if any(near in found and near not in starts for near in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)))
+    }
+
+
+def sweep_rows(found: Pairs, x: Axis, y: Axis, command: Callable[[EngineArgs, Assessment], str]) -> list[Row]:
+    """A row a pair, in the order of `found`."""
+    frontier = on_frontier(found)
     rows: list[Row] = []
     for (column, row), (changed, item) in found.items():
-        place = (column, row)
-        near = ((column + 1, row), (column - 1, row), (column, row + 1), (column, row - 1))
-        edge = any(other in found and other not in starts for other in near)
+        starts = item.estimate.starts
         rows.append(
             {
                 **who(item.estimate),
@@ -49,13 +67,24 @@ def sweep_rows(
                 "x_value": str(x.values[column]),
                 "y_flag": y.field,
                 "y_value": str(y.values[row]),
-                "frontier": place in starts and edge,
-                "fits_with_media": place in starts and _free(item) >= 0,
+                "frontier": (column, row) in frontier,
+                "fits_with_media": starts and _free(item) >= 0,
                 **estimate_cells(item.estimate),
-                "command": command(changed, item) if place in starts else None,
+                "command": command(changed, item) if starts else None,
             }
         )
     return rows
+
+
+def frontier_json(found: Pairs, launch: Callable[[EngineArgs, Assessment], Launch]) -> str:
+    """The plan at each frontier point, in the order of `found`, as a `vplan.fit/1` document that report, launch and
+    compare read."""
+    plans = []
+    for rank, place in enumerate((place for place in found if place in on_frontier(found)), 1):
+        args, item = found[place]
+        plans.append(launched_record(item.estimate, launch(args, item), rank, _free(item)))
+    document = {"schema": "vplan.fit/1", "plans": plans, "rejected": [], "evaluated": len(found)}
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
 def _free(assessment: Assessment) -> int:

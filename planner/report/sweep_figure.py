@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from planner.report.rows import Row
 from planner.report.sweep import axes_of
-from planner.report.theme import LIGHT, Theme, new_axes, readable_on, styled
+from planner.report.theme import LIGHT, Theme, new_axes, readable_on, styled, titled
 
 _SHORT = {
     "kv_cache": "KV cache",
@@ -25,7 +25,7 @@ _SHORT = {
 
 
 def heatmap(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
-    """A cell a pair: vLLM's maximum concurrency, darker for more; refused pairs are blank and name the bottleneck.
+    """A cell a pair: vLLM's maximum concurrency, lighter for more; refused pairs are blank and name the bottleneck.
 
     The thick line is the frontier. A star: starts, but a full media batch would not fit beside it.
     """
@@ -36,7 +36,7 @@ def heatmap(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
             return axes
         xs, ys = axes_of(rows)
         axes = new_axes(max(7.0, 2.2 + 1.05 * len(xs)), max(3.5, 2.0 + 0.62 * len(ys)))
-        axes.set_title("Requests of max_model_len held at once")
+        titled(axes, f"Requests of max_model_len held at once: {rows[0]['model']}, {rows[0]['gpus']}")
         values = [float(row["max_concurrency"] or 0) for row in rows if row["verdict"] == "starts"]
         low, high = log10(max(min(values, default=1), 0.01)), log10(max(max(values, default=1), 0.02))
         starts: set[tuple[int, int]] = set()
@@ -51,8 +51,10 @@ def heatmap(rows: Sequence[Row], theme: Theme = LIGHT) -> Axes:
         axes.set_xticks([index + 0.5 for index in range(len(xs))], [_ticked(value) for value in xs])
         axes.set_yticks([index + 0.5 for index in range(len(ys))], [_ticked(value) for value in ys])
         axes.tick_params(length=0)
-        axes.set_xlabel(str(rows[0]["x_flag"]))
-        axes.set_ylabel(str(rows[0]["y_flag"]))
+        crowded = any(row["verdict"] == "starts" and not row["fits_with_media"] for row in rows)
+        star = "\n* starts, without room for a full batch of media" if crowded else ""
+        axes.set_xlabel(_labelled(str(rows[0]["x_flag"])) + star)
+        axes.set_ylabel(_labelled(str(rows[0]["y_flag"])))
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
     return axes
@@ -63,7 +65,7 @@ def _cell(axes: Axes, place: tuple[int, int], row: Row, span: tuple[float, float
     if row["verdict"] != "starts":
         axes.add_patch(Rectangle((x, y), 1, 1, facecolor=theme.faint, edgecolor=theme.paper, linewidth=1.5, alpha=0.5))
         text = _SHORT.get(str(row["bottleneck"]), str(row["bottleneck"]).replace("_", "\n"))
-        axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=theme.limit)
+        axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=11, color=theme.limit)
         return
     value = float(row["max_concurrency"] or 0)
     share = (log10(max(value, 0.01)) - span[0]) / max(span[1] - span[0], 1e-9)
@@ -84,6 +86,10 @@ def _frontier(axes: Axes, starts: set[tuple[int, int]], columns: int, rows: int,
             axes.plot([x, x], [y, y + 1], color=theme.limit, linewidth=3.5, solid_capstyle="projecting")
         if y > 0 and (x, y - 1) not in starts:
             axes.plot([x, x + 1], [y, y], color=theme.limit, linewidth=3.5, solid_capstyle="projecting")
+
+
+def _labelled(flag: str) -> str:
+    return f"{flag}, tokens" if flag in ("max_model_len", "max_num_batched_tokens") else flag
 
 
 def _ticked(value: str) -> str:

@@ -13,8 +13,8 @@ from planner.report.theme import DARK, LIGHT, png
 from planner.units import format_gib
 
 
-def sweep_report(rows: Sequence[Row]) -> dict[str, bytes]:
-    """sweep.csv, sweep.md, sweep.html and the heatmap in both themes."""
+def sweep_report(rows: Sequence[Row], plans: str) -> dict[str, bytes]:
+    """sweep.csv, sweep.md, sweep.html, the heatmap in both themes, and `plans` as frontier.json."""
     first = rows[0]
     pictures = {"sweep.png": png(heatmap(rows, LIGHT), LIGHT), "sweep_dark.png": png(heatmap(rows, DARK), DARK)}
     starting = sum(row["verdict"] == "starts" for row in rows)
@@ -48,13 +48,19 @@ def sweep_report(rows: Sequence[Row]) -> dict[str, bytes]:
                 grid,
                 (("sweep", f"{first['y_flag']} against {first['x_flag']}"),),
             ),
-            Section("Plans on the frontier", "", points, code="\n".join(str(row["command"]) for row in frontier)),
+            Section(
+                "Plans on the frontier",
+                "frontier.json has them whole.",
+                points,
+                code="\n".join(str(row["command"]) for row in frontier),
+            ),
         ),
     )
     return {
         "sweep.csv": table_csv("sweep", rows).encode(),
         "sweep.md": markdown(document).encode(),
         "sweep.html": html(document, pictures).encode(),
+        "frontier.json": plans.encode(),
         **pictures,
     }
 

@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from textwrap import fill
 from typing import Any, cast
 
 import matplotlib as mpl
-from matplotlib import font_manager
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -31,6 +33,7 @@ _CJK = (
     "SimHei",
     "Droid Sans Fallback",
 )
+_CJK_FILES = ("cjk", "sourcehansans", "wqy-", "pingfang", "hiragino", "msyh", "simhei", "droidsansfallback")
 DPI = 150
 
 
@@ -54,8 +57,17 @@ SERIES = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#99
 
 
 @cache
-def _fonts() -> tuple[str, ...]:
+def fonts() -> tuple[str, ...]:
+    """Fonts in the order in which letters are looked for: matplotlib's own, then those with Chinese that are here.
+
+    matplotlib keeps a list of fonts from the day of its first use; one that was installed since is added to it.
+    """
     installed = {font.name for font in font_manager.fontManager.ttflist}
+    if installed.isdisjoint(_CJK):
+        for path in sorted(font_manager.findSystemFonts()):
+            if any(name in path.casefold() for name in _CJK_FILES):
+                font_manager.fontManager.addfont(path)
+        installed = {font.name for font in font_manager.fontManager.ttflist}
     return ("DejaVu Sans", *(name for name in _CJK if name in installed))
 
 
@@ -63,7 +75,7 @@ def _fonts() -> tuple[str, ...]:
 def styled(theme: Theme) -> Iterator[None]:
     """matplotlib's settings for one theme, put back afterwards."""
     settings: Any = {
-        "font.family": list(_fonts()),
+        "font.family": list(fonts()),
         "font.size": 12,
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
@@ -91,15 +103,50 @@ def styled(theme: Theme) -> Iterator[None]:
         yield
 
 
-def new_axes(width: float = 9.0, height: float = 5.0) -> Axes:
-    """Axes on a figure of their own, in inches, outside pyplot's global state."""
+def new_axes(width: float = 8.0, height: float = 4.6) -> Axes:
+    """Axes on a figure of their own, in inches, outside pyplot's global state. With letters of 11 points and more, a
+    picture of 8 inches is still read when it is shown at half its width."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure.add_subplot()
 
 
+def titled(axes: Axes, text: str) -> None:
+    """A title in as many lines as the picture's width asks for, from the picture's left edge."""
+    width = cast(Figure, axes.figure).get_figwidth()
+    cast(Figure, axes.figure).suptitle(
+        fill(text, max(int(width * 8.6), 24)), x=0.01, ha="left", fontsize=13, fontweight="bold", linespacing=1.25
+    )
+
+
+_LETTER_WIDTH, _LINE_HEIGHT = 6.6, 13.0
+"""Points that a letter and a line of 11-point text take, generously."""
+
+Box = tuple[float, float, float, float]
+
+
+def text_box(text: str, x: float, y: float, *, left: bool) -> Box:
+    """About where 11-point text lies, in points: left, bottom, right, top. It begins at x, or ends there."""
+    width = _LETTER_WIDTH * len(text)
+    start = x if left else x - width
+    return start, y - _LINE_HEIGHT / 2, start + width, y + _LINE_HEIGHT / 2
+
+
+def boxes_touch(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def ramp(theme: Theme, count: int) -> list[str]:
+    """Colours of an ordered series, least first: a part of the cividis map that stands out from the theme's paper, so
+    that no line has a ledger term's colour."""
+    low, high = (0.0, 0.82) if theme is LIGHT else (0.36, 1.0)
+    shares = [low + (high - low) * place / max(count - 1, 1) for place in range(count)]
+    return [to_hex(colormaps["cividis"](share)) for share in shares]
+
+
 def gib_axis(axis: Any, label: str = "GiB on one GPU") -> None:
-    """Ticks in whole or halved GiB on an axis whose data are GiB."""
-    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 4, 5, 8, 10]))
+    """Ticks of an axis of GiB whose limits are set: 1, 2, 4, 8 or 10 GiB apart, parts of one on a short axis."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 4, 8, 10] if high - low > 8 else [1, 2, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_label_text(label)
 
@@ -109,8 +156,9 @@ def gib(size_bytes: float) -> float:
 
 
 def tokens_label(tokens: int) -> str:
-    """`32768` as `32K`, `20000` as `20,000`."""
-    return f"{tokens // 1024}K" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"
+    """`32768` as `32K`, `20000` as `20,000`; 128000 is no round number of K and stays `128,000`."""
+    rounded = tokens % 4096 == 0 or (tokens % 1024 == 0 and tokens < 8192)
+    return f"{tokens // 1024}K" if tokens >= 1024 and rounded else f"{tokens:,}"
 
 
 def readable_on(color: str) -> str:

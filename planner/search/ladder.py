@@ -15,6 +15,7 @@ from msgspec import Struct
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment
+from planner.memory.intervals import Confidence
 from planner.memory.kv_capacity import blocks_for_request
 from planner.model.spec import ModelSpec
 from planner.search.rungs import CACHE_SIZES, Change, Rung, rungs, shorter
@@ -66,13 +67,14 @@ class _State(Struct, frozen=True):
 def climb(
     model: ModelSpec, gpus: GpuPool, args: EngineArgs, vllm_version: str, *, given: Iterable[str] = (),
     concurrency: int = 1, checkpoints: Iterable[str] = (), load: Callable[[str], ModelSpec] | None = None,
+    confidence: Confidence = "safe",
 ) -> Ladder:  # fmt: skip
     """The ladder of a launch that vLLM's own rules accept; where they do not, a ladder without steps.
 
     `concurrency`: requests of max_model_len that the cache must hold. `checkpoints`: other checkpoints of the model,
     the best first, read by `load`.
     """
-    climber = _Climber(model, gpus, vllm_version, concurrency, load)
+    climber = _Climber(model, gpus, vllm_version, concurrency, load, confidence)
     start = _State(args)
     before = climber.assess(start)
     if before.config is None:
@@ -96,6 +98,7 @@ class _Climber:
     vllm_version: str
     concurrency: int
     load: Callable[[str], ModelSpec] | None
+    confidence: Confidence
     sites: dict[tuple[str | None, int | None], Variants] = field(default_factory=dict)
     known: dict[_State, Assessment] = field(default_factory=dict)
 
@@ -112,7 +115,7 @@ class _Climber:
             if site not in self.sites:
                 assert state.checkpoint is None or self.load is not None
                 model = self.model if state.checkpoint is None or not self.load else self.load(state.checkpoint)
-                self.sites[site] = Variants(model, self.pool(state), self.vllm_version)
+                self.sites[site] = Variants(model, self.pool(state), self.vllm_version, confidence=self.confidence)
             found = self.known[state] = self.sites[site].assess(state.args)
         return found
 

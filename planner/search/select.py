@@ -127,7 +127,8 @@ class _Judge:
             )
         if shared not in self.costs:
             pair = (config.max_num_seqs, config.max_num_batched_tokens)
-            costs = size_costs(deployment, args, [pair], media_of(self.options), weights_bytes=weights_bytes)
+            media, confidence = media_of(self.options), self.options.confidence
+            costs = size_costs(deployment, args, [pair], media, confidence, weights_bytes)
             self.costs[shared] = costs, engine_load(deployment)
         return self._fit(replace(deployment, gpus=pool), *self.costs[shared])
 

@@ -9,6 +9,7 @@ from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, Deployment, assess_deployment, deploy, refused_estimate
+from planner.memory.intervals import Confidence
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.model.spec import ModelSpec
 from planner.values import Rejected
@@ -16,12 +17,14 @@ from planner.values import Rejected
 
 @dataclass(slots=True)
 class Variants:
-    """Assesses flags one set after the other; the answers are those of planner.memory.assess.assess."""
+    """Assesses flags one set after the other; the answers are those of planner.memory.assess.assess, with the same
+    `workload` and `confidence`."""
 
     model: ModelSpec
     gpus: GpuPool
     vllm_version: str
     workload: MediaWorkload | None = None
+    confidence: Confidence = "safe"
     _known: dict[EngineConfig, Deployment] = field(default_factory=dict)
 
     def assess(self, args: EngineArgs) -> Assessment:
@@ -33,7 +36,7 @@ class Variants:
         except Rejected as refused:
             return Assessment(refused_estimate(self.model.name, self.gpus, self.vllm_version, refused.rejection))
         self._known.setdefault(layout, deployment)
-        return assess_deployment(deployment, self.workload)
+        return assess_deployment(deployment, self.workload, self.confidence)
 
 
 def _layout(config: EngineConfig) -> EngineConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from planner import api
@@ -9,7 +11,8 @@ from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuSpec, Price
 from planner.report.prices import PriceBook
 from planner.report.schema import table_csv
-from planner.report.selection import Selection, best_of_each
+from planner.report.selection import Limits, Selection, best_of_each
+from planner.report.selection_document import price_words
 from planner.report.selection_figure import pareto_front
 from planner.search.roofline import decode_tokens_per_s, engine_load, prefill_tokens_per_s
 from planner.search.space import SearchOptions, Workload
@@ -94,15 +97,20 @@ def test_missing_prices_stay_missing_and_rank_last(selection: Selection) -> None
     assert True in priced
     assert priced == sorted(priced, reverse=True)
     assert all(row["price_source"] for row in fitting if row["usd_per_hour"] is not None)
-    costs = [row["usd_per_hour"] for row in fitting if row["usd_per_hour"] is not None]
-    assert costs == sorted(costs)
+    undated = [row["price_date"] == "undated" for row in fitting if row["usd_per_hour"] is not None]
+    assert undated == sorted(undated)
+    assert True in undated
+    for kind in (False, True):
+        costs = [row["usd_per_hour"] for row in fitting if row["usd_per_hour"] is not None]
+        mine = [cost for cost, is_undated in zip(costs, undated, strict=True) if is_undated is kind]
+        assert mine == sorted(mine)
 
 
 def test_the_front_is_not_beaten(selection: Selection) -> None:
     front = pareto_front(selection.rows)
     assert front
     for row in selection.rows:
-        if row["fits"] and row["usd_per_hour"] is not None:
+        if row["fits"] and row["price_date"] not in (None, "undated"):
             assert any(
                 one["usd_per_hour"] <= row["usd_per_hour"] and one["capacity_requests"] >= row["capacity_requests"]
                 for one in front
@@ -172,3 +180,76 @@ def test_speed_grows_with_the_batch_and_is_unknown_without_bandwidth() -> None:
     blank = gpu.model_copy(update={"memory_bandwidth_bytes_per_s": None, "dense_flops": {}})
     assert decode_tokens_per_s(load, blank, "bfloat16", 1) is None
     assert prefill_tokens_per_s(load, blank, "bfloat16") is None
+
+
+def test_limits_of_the_buyer() -> None:
+    limits = Limits(usd_per_hour=20, watts=1500, vendors=("nvidia",), providers=("aws",), regions=("us-",))
+    found = _select(limits=limits)
+    fitting = [row for row in found.rows if row["fits"]]
+    assert fitting
+    for row in fitting:
+        assert row["usd_per_hour"] <= 20
+        assert row["watts"] <= 1500
+        assert row["price_offer"].startswith("AWS")
+        assert row["price_region"] == "us-east-1"
+    reasons = {row["gpu"]: row["reason"] for row in found.rows if not row["fits"]}
+    assert "no offer is known of aws us-" in reasons["A10"]
+    assert {row["bottleneck"] for row in found.rows if row["reason"].startswith("no offer")} == {"region"}
+    assert not [row for row in _select(limits=Limits(vendors=("amd",))).rows if row["fits"]]
+
+
+def test_a_budget_to_buy() -> None:
+    found = _select(bought={"l20": 4000.0}, months=24, limits=Limits(usd_to_buy=8000))
+    rows = {row["gpus_per_node"]: row for row in found.rows if row["gpu"] == "L20"}
+    assert [rows[count]["fits"] for count in (1, 2, 3)] == [True, True, False]
+    assert "12,000 USD to buy" in rows[3]["reason"]
+    assert rows[2]["usd_to_buy"] == 8000
+    assert rows[2]["usd_per_month"] == pytest.approx(8000 / 24, abs=0.01)
+    assert rows[2]["price_basis"] == "buy"
+
+
+def test_several_models_and_one_machine_for_all() -> None:
+    small = "Qwen/Qwen2.5-0.5B-Instruct"
+    found = _select(models=(small,))
+    both = f"{MODEL} + {small}"
+    assert found.models == (MODEL, small, both)
+    alone = {model: {row["gpu"]: row for row in best_by_count(found.rows, model)} for model in (MODEL, small)}
+    together = [row for row in found.rows if row["model"] == both]
+    assert {row["gpu"] for row in together} == {row["gpu"] for row in found.rows}
+    for row in together:
+        if row["fits"]:
+            parts = [alone[model][row["gpu"]] for model in (MODEL, small)]
+            assert row["gpus_per_node"] == sum(part["gpus_per_node"] for part in parts) <= 4
+            assert row["capacity_requests"] == min(part["capacity_requests"] for part in parts)
+    assert any(row["fits"] for row in together)
+    assert any((not row["fits"] and "more than 4" in row["reason"]) or "AMD" in row["reason"] for row in together)
+    table_csv("select", found.rows)
+    assert found.text("markdown").count("The best count of each card") == 3
+
+
+def best_by_count(rows: list[dict[str, object]], model: str) -> list[dict[str, object]]:
+    """The fewest cards of each kind that hold the load."""
+    mine = [row for row in rows if row["model"] == model and row["fits"]]
+    return [
+        min((row for row in mine if row["gpu"] == gpu), key=lambda row: row["gpus_per_node"])
+        for gpu in {row["gpu"] for row in mine}
+    ]
+
+
+def test_json_is_the_table(selection: Selection) -> None:
+    answer = json.loads(selection.text("json"))
+    assert answer["schema"] == "vplan.select/1"
+    assert answer["choices"] == selection.rows
+    assert answer["models"] == [MODEL]
+    assert answer["concurrency"] == 16
+
+
+def test_every_price_says_its_basis_and_date(selection: Selection) -> None:
+    for row in selection.rows:
+        if row["usd_per_hour"] is None:
+            assert row["price_basis"] is None
+            assert price_words(row) == "no price known"
+        else:
+            assert row["price_basis"] == "rent"
+            assert row["price_date"]
+            assert ("no dated price" in price_words(row)) == (row["price_date"] == "undated")
