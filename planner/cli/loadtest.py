@@ -129,7 +129,7 @@ def loadtest(
     }  # fmt: skip
     test = LoadTest(target, served, files, setup, planned, interval, seed, chat)
     document, interrupted = run_test(test, structs.replace(sent, longest=served.max_model_len), pace)
-    drawn = _drawn(csv)
+    drawn = f"not drawn; vplan loadtest --draw {csv} does it" if interrupted else _drawn(csv)
     write(json.dumps(document, indent=1) if format == "json" else loadtest_text(document, files, drawn), output)
     raise typer.Exit(130 if interrupted else exit_code(document))
 
