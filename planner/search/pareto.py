@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from math import floor, log2
 
 import numpy as np
+from msgspec import structs
 
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import Deployment
@@ -119,11 +120,49 @@ def front(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version:
         for hope in _hopes(explorer, candidates, accuracy + (candidates.args.kv_cache_dtype != "auto"))
     ]
     points = []
+    known: dict[object, Plan | None] = {}
     for hope in _may_stand(hopes):
-        plan = exact_plan(hope.explorer, hope.candidates, hope.update)
+        plan = _replayed(hope, known)
         if plan is not None:
             points.append(point_of(plan, hope.speed, hope.merits.accuracy))
     return unbeaten(points)
+
+
+def front_lengths(lengths: Ints) -> Ints:
+    """The lengths of a grid that a front is drawn at: every second, the longest among them."""
+    return lengths[::-1][::2][::-1]
+
+
+def _replayed(hope: _Hope, known: dict[object, Plan | None]) -> Plan | None:
+    """The candidate replayed whole; replicas of one dense engine are replayed once."""
+    candidates = hope.candidates
+    if hope.explorer.model.is_moe or candidates.demand is not None:
+        return exact_plan(hope.explorer, candidates, hope.update)
+    single = candidates.args.model_copy(update={**hope.update, "data_parallel_size": 1})
+    if single not in known:
+        known[single] = exact_plan(hope.explorer, candidates, hope.update)
+    plan = known[single]
+    if plan is None or plan.args.data_parallel_size == candidates.replicas:
+        return plan
+    return _replicated(plan, candidates.replicas)
+
+
+def _replicated(plan: Plan, replicas: int) -> Plan:
+    """The plan with another number of independent engines."""
+    update = {"data_parallel_size": replicas}
+    assessment, before = plan.assessment, plan.args.data_parallel_size
+    engine, config, deployment = assessment.estimate.engine, assessment.config, assessment.deployment
+    assert engine is not None
+    assert config is not None
+    assert deployment is not None
+    config = config.model_copy(update=update)
+    estimate = assessment.estimate.model_copy(update={"engine": engine.model_copy(update=update)})
+    return structs.replace(
+        plan,
+        args=plan.args.model_copy(update=update),
+        assessment=replace(assessment, estimate=estimate, config=config, deployment=replace(deployment, config=config)),
+        concurrency=plan.concurrency // before * replicas,
+    )
 
 
 def unbeaten(points: Iterable[Point]) -> tuple[Point, ...]:
@@ -217,7 +256,10 @@ def _hopes(explorer: Explorer, candidates: Candidates, accuracy: int) -> Iterato
     total = grid.deployment.gpus.gpu.total_memory_bytes
     headroom = total - np.ceil(grid.needed_device_bytes / (1.0 + explorer.options.safety_margin))
     best_requests, best_headroom = np.array([], dtype=np.int64), np.array([])
+    chosen = set(front_lengths(grid.lengths).tolist())
     for index in range(len(grid.lengths) - 1, -1, -1):
+        if int(grid.lengths[index]) not in chosen:
+            continue
         rows, columns = np.nonzero(grid.verdicts[:, :, index] == 0)
         if not len(rows):
             continue
