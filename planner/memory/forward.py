@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from planner.engine.config import EngineConfig
 from planner.memory.adapters import write_embedding_adapter
 from planner.memory.allocator import ROTARY_TABLE
+from planner.memory.drafting import KeptStates
 from planner.memory.expanded import is_expanded, write_expanded_attention
 from planner.memory.hyper import residual_streams, write_compressed_attention
 from planner.memory.indexer import write_indexer
@@ -63,6 +64,7 @@ class Forward:
             self.rotary_bytes = table.shape[0] * table.shape[-1] * 4
         self.step = Step()
         self._left = False
+        self.kept = KeptStates(model, self.hidden)
         self.deepstack = deepstack_levels(model) if self.kept_embeds and share.pp_rank == 0 else 0
 
     def write(self, program: Program, step: Step) -> int | None:
@@ -72,7 +74,9 @@ class Forward:
         residual = None if self.kept_embeds else self._embed(p)
         each_layer = write_per_layer_inputs(p, self.model, self.item) if self.share.pp_rank == 0 else None
         loop: int | None = None
+        self.kept = KeptStates(self.model, self.hidden)
         for index, layer in enumerate(self.layers):
+            self.kept.before(p, layer.index)
             loop, residual = self._layer(p, layer, loop, residual, first=index == 0)
             if index < self.deepstack:
                 joined = p.alloc("hidden states joined by a deepstack level", token=self.hidden)

@@ -118,6 +118,23 @@ class Pinpoints(Struct, frozen=True, kw_only=True):
     video_frame_tokens: int = 0
 
 
+class PackedTiles(Struct, frozen=True, kw_only=True):
+    """LFM2-VL: an image of at most max_tokens * tolerance is resized to between min_tokens and max_tokens; a larger one
+    is cut into min_tiles..max_tiles squares of `tile_size`, with the resized image as `thumbnail`. One token for
+    merge_size**2 patches."""
+
+    kind: Literal["packed_tiles"] = "packed_tiles"
+    patch_size: int
+    merge_size: int
+    tile_size: int
+    min_tiles: int
+    max_tiles: int
+    min_tokens: int
+    max_tokens: int
+    tolerance: float
+    thumbnail: bool
+
+
 class LongestEdge(Struct, frozen=True, kw_only=True):
     """The longest side is bounded by `image_size`; the other follows (Pixtral, Mistral3).
 
@@ -164,7 +181,7 @@ class AudioFrames(Struct, frozen=True, kw_only=True):
     stem_batch: int = 1
 
 
-ImageRule = DynamicPatches | FixedSize | Tiles | Pinpoints | LongestEdge | Slices
+ImageRule = DynamicPatches | FixedSize | Tiles | Pinpoints | PackedTiles | LongestEdge | Slices
 
 
 class VisionSpec(Struct, frozen=True, kw_only=True):

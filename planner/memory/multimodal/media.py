@@ -20,11 +20,13 @@ from planner.memory.multimodal.shaped import (
 )
 from planner.memory.multimodal.sound import SoundRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule
+from planner.memory.multimodal.views import PackedRule, ViewRule
 from planner.model.vision_spec import (
     DynamicPatches,
     FixedSize,
     LongestEdge,
     Modality,
+    PackedTiles,
     Pinpoints,
     Slices,
     Tiles,
@@ -41,6 +43,7 @@ _SHAPED: dict[str, tuple[type[PatchRule], tuple[str, ...]]] = {
     "Qwen3VL": (PatchRule, _PIXEL_KEYS),
     "Qwen3_5": (PatchRule, _PIXEL_KEYS),
     "Glm4v": (GlmRule, _PIXEL_KEYS),
+    "DotsOCR": (PatchRule, _PIXEL_KEYS),
     "KimiK25": (ChunkRule, ()),
     "Qwen3OmniMoe": (PatchRule, _PIXEL_KEYS),
     "KimiVL": (KimiRule, ("in_token_limit",)),
@@ -124,7 +127,7 @@ def worst_items(vision: VisionSpec, config: EngineConfig, budget_tokens: int) ->
         if modality in ("image", "vision_chunk"):
             largest = rule.largest_image(None, None).item
             found.append(largest)
-            if isinstance(rule, OcrRule):
+            if isinstance(rule, OcrRule | PackedRule):
                 found.append(rule.fullest())
             found += [item for item in rule.squares(_MIDDLING) if item.patches < largest.patches]
         else:
@@ -159,6 +162,12 @@ def visual_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> MediaRule:
     if isinstance(image, FixedSize) and family in _FIXED:
         kwargs.refuse_all_but(family, *_FIXED[family])
         return FixedRule(family, image, kwargs)
+    if isinstance(image, PackedTiles):
+        kwargs.refuse_all_but(family)
+        return PackedRule(family, image)
+    if isinstance(image, Pinpoints) and family == "DeepseekVL2":
+        kwargs.refuse_all_but(family)
+        return ViewRule(family, image)
     if isinstance(image, Pinpoints):
         kwargs.refuse_all_but(family)
         return PinpointRule(family, image)

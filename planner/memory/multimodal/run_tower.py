@@ -23,6 +23,7 @@ from planner.sharding.rank import RankShare, Tensor
 from planner.values import DTYPE_BYTES
 
 _SQUARE_OF_TWO = 4
+_MERGES_FOUR = ("MiniCPMV4_6", "DeepseekVL2", "Lfm2VL")
 _MINIMAX_TABLES = 3
 """Frequencies, cosines and sines of each patch live together, in float32 (minimax_m3/common/vision_tower.py:560)."""
 _DIVIDED_PROJECTORS = ("Llava", "LlavaNext", "Mistral3", "LightOnOCR", "Mllama4", "MiniMaxM3", "Cohere2Vision")
@@ -37,6 +38,7 @@ _STYLES: dict[str, TowerStyle] = {
     "Qwen3_5": "qwen3",
     "Qwen3OmniMoe": "qwen3",
     "Glm4v": "glm4v",
+    "DotsOCR": "dots",
     "Llava": "plain",
     "LlavaNext": "plain",
     "LlavaOnevision": "plain",
@@ -48,6 +50,8 @@ _STYLES: dict[str, TowerStyle] = {
     "Idefics3": "plain",
     "MiniCPMV": "plain",
     "MiniCPMV4_6": "plain",
+    "DeepseekVL2": "plain",
+    "Lfm2VL": "plain",
     "Mllama4": "moonvit",
     "KimiVL": "moonvit",
     "KimiK25": "moonvit",
@@ -87,10 +91,10 @@ def run_tower(
     if sound and vision.audio is not None and vision.audio.stem_window:
         write_stem(p, vision.audio, items, DTYPE_BYTES[config.dtype])
     quantized = not sound and _quantizes_inputs(model, share, config)
-    tp = tp if encoder.num_heads % tp == 0 else 1
+    tp = tp if encoder.num_heads % tp == 0 and vision.family != "DeepseekVL2" else 1
     tower = tower_of(encoder, style, config, items, 1 if style == "audio" else tp, quantized=quantized)
     run = TowerRun(p, tower, sum(entry.patches for entry in items))
-    if style in ("qwen2", "qwen2_5", "qwen3", "glm4v"):
+    if style in ("qwen2", "qwen2_5", "qwen3", "glm4v", "dots"):
         assert isinstance(vision.image, DynamicPatches)
         return write_qwen(run, _merger(vision.family, encoder, vision.image), items)
     return write_plain(run, _plain(encoder, style, config), _projector(vision, encoder, style, items, tower.tp), items)
@@ -161,7 +165,7 @@ def _projector(
     merged = max(1, patches // max(tokens, 1))
     if isinstance(vision.image, DynamicPatches):
         merged = vision.image.merge_size**2
-    if vision.family == "MiniCPMV4_6":
+    if vision.family in _MERGES_FOUR:
         merged = _SQUARE_OF_TWO
     sound = items[0].modality == "audio"
     merged = 1 if sound and style == "plain" else merged

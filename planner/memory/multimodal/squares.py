@@ -39,6 +39,18 @@ def squares_item(
     )
 
 
+def best_pinpoint(pinpoints: tuple[tuple[int, int], ...], width: int, height: int) -> tuple[int, int]:
+    """The (height, width) that keeps most of the image, among equals the one that wastes least."""
+
+    def fit(pinpoint: tuple[int, int]) -> tuple[int, int]:
+        high, wide = pinpoint
+        scale = min(wide / width, high / height)
+        used = min(int(width * scale) * int(height * scale), width * height)
+        return used, used - high * wide
+
+    return max(pinpoints, key=fit)
+
+
 class FixedRule(MediaRule, frozen=True):
     """One square an image; Gemma 3's pan and scan adds crops of long images."""
 
@@ -113,13 +125,7 @@ class PinpointRule(MediaRule, frozen=True):
         return LargestItem(modality="video", max_tokens=item.tokens, item=item)
 
     def _grid(self, width: int, height: int) -> tuple[int, int]:
-        def fit(pinpoint: tuple[int, int]) -> tuple[int, int]:
-            high, wide = pinpoint
-            scale = min(wide / width, high / height)
-            used = min(int(width * scale) * int(height * scale), width * height)
-            return used, used - high * wide
-
-        high, wide = max(self.rule.pinpoints, key=fit)
+        high, wide = best_pinpoint(self.rule.pinpoints, width, height)
         return high // self.rule.image_size, wide // self.rule.image_size
 
 

@@ -15,7 +15,9 @@ from planner.memory.multimodal.tower import Tower
 from planner.model.vision_spec import Encoder
 from planner.values import DTYPE_BYTES
 
-TowerStyle = Literal["qwen2", "qwen2_5", "qwen3", "glm4v", "plain", "rotated", "minimax", "moonvit", "pixtral", "audio"]
+TowerStyle = Literal[
+    "qwen2", "qwen2_5", "qwen3", "glm4v", "dots", "plain", "rotated", "minimax", "moonvit", "pixtral", "audio"
+]
 
 _HOPPER_SM_COUNT = 132
 _ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "complex"]] = {
@@ -25,6 +27,7 @@ _ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "co
     "rotated": "joined",
     "pixtral": "joined",
     "minimax": "wide",
+    "dots": "wide",
     "glm4v": "contiguous",
     "moonvit": "complex",
 }

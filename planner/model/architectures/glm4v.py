@@ -5,6 +5,8 @@ Source: vLLM 0.26.0 model_executor/models/glm4_1v.py.
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.errors import UnsupportedError
 from planner.model.architectures.blocks import Architecture, gated_mlp, norm
 from planner.model.architectures.qwen_vl import (
@@ -20,7 +22,12 @@ from planner.model.config_view import ConfigView
 from planner.model.modules import Buffer, Linear, Module
 from planner.model.vision_spec import DynamicPatches, Encoder, VisionSpec
 
-_TEXT = {"glm4v": "Glm4ForCausalLM", "glmga": "Glm4ForCausalLM", "glm4v_moe": "Glm4MoeForCausalLM"}
+_TEXT = {
+    "glm4v": "Glm4ForCausalLM",
+    "glm_ocr": "Glm4ForCausalLM",
+    "glmga": "Glm4ForCausalLM",
+    "glm4v_moe": "Glm4MoeForCausalLM",
+}
 
 
 def glm4v(config: ConfigView) -> Architecture:
@@ -30,11 +37,12 @@ def glm4v(config: ConfigView) -> Architecture:
             "model_type", f"GLM-4V of model_type {config.model_type!r} is not supported by this planner"
         )
     moe = config.model_type == "glm4v_moe"
-    view = text_view(config, "glm4v_moe_text" if moe else "glm4v_text")
+    kind = config.model_type if config.model_type in ("glm4v_moe", "glm_ocr") else "glm4v"
+    view = text_view(config, f"{kind}_text")
     text = language_model(
         ConfigView({**view.data, "architectures": [_TEXT[config.model_type]]}, view.where, view.model_type, view.files)
     )
-    vision = config.section("vision_config", "glm4v_moe_vision" if moe else "glm4v_vision")
+    vision = config.section("vision_config", f"{kind}_vision")
     low, high = pixel_bounds(config, "preprocessor", (112 * 112, 28 * 28 * 15000))
     video_low, video_high = pixel_bounds(config, "video_preprocessor", (112 * 112, 28 * 28 * 2 * 30000))
     image = DynamicPatches(
@@ -55,6 +63,44 @@ def glm4v(config: ConfigView) -> Architecture:
     return multimodal(
         text, glm4v_vision_tower(vision), vision=spec, prefixes=QWEN3_PREFIXES, fused=fused, encoder_data=True
     )
+
+
+def glm_ocr(config: ConfigView) -> Architecture:
+    """GlmOcrForConditionalGeneration: no position table; q and k norms and biases in the tower; its MLPs are as wide as
+    intermediate_size, the merger's as the decoder's (glm_ocr.py:89, 253). Multi-token prediction is not built."""
+    whole = glm4v(config)
+    vision, section = config.section("vision_config", "glm_ocr_vision"), text_view(config, "glm_ocr_text")
+    assert whole.vision is not None
+    encoder = replace(
+        _encoder(vision),
+        intermediate_size=vision.size("intermediate_size"),
+        projector_size=section.size("intermediate_size"),
+        max_positions=0,
+    )
+    text = [part for part in whole.modules if part.component == "language_model"]
+    return replace(
+        whole,
+        modules=(*_glm_ocr_tower(vision, section.size("intermediate_size")), *text),
+        vision=replace(whole.vision, encoder=encoder),
+    )
+
+
+def _glm_ocr_tower(vision: ConfigView, merger_width: int, prefix: str = "visual") -> list[Module]:
+    width, heads, output = vision.size("hidden_size"), vision.size("num_heads"), vision.size("out_hidden_size")
+    merge, inner = vision.size("spatial_merge_size"), vision.size("intermediate_size")
+    modules = patch_embedding(vision, width, f"{prefix}.patch_embed", bias=True) + vision_rotary(width, heads, prefix)
+    for layer in range(vision.layers("depth")):
+        at = f"{prefix}.blocks.{layer}"
+        modules += norm(f"{at}.norm1", width, "every") + norm(f"{at}.norm2", width, "every")
+        modules += vision_attention(f"{at}.attn", width, heads)
+        modules += norm(f"{at}.attn.q_norm", width // heads, "every")
+        modules += norm(f"{at}.attn.k_norm", width // heads, "every")
+        modules += gated_mlp(f"{at}.mlp", "every", width, inner, bias=True)
+    modules.append(column(f"{prefix}.merger.proj", output, output, bias=False))
+    modules += norm(f"{prefix}.merger.post_projection_norm", output, "every", bias=True)
+    modules += gated_mlp(f"{prefix}.merger", "every", output, merger_width)
+    modules += weight(f"{prefix}.downsample", output, width, merge, merge, bias=True)
+    return as_tower([*modules, *norm(f"{prefix}.post_layernorm", width, "every")])
 
 
 def glm4v_vision_tower(vision: ConfigView, prefix: str = "visual") -> list[Module]:

@@ -17,7 +17,7 @@ from planner.values import reject
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "w13": ("w1", "w3"), "in_proj": ("in_proj",)}
 
 
-def lfm2(config: ConfigView) -> Architecture:
+def lfm2(config: ConfigView, prefix: str = "") -> Architecture:
     """Lfm2ForCausalLM. The convolution's and the MLP's widths come from the file alone: transformers' class has no
     default for them."""
     for key in ("conv_dim", "block_dim"):
@@ -25,14 +25,15 @@ def lfm2(config: ConfigView) -> Architecture:
             raise reject("flag", f"'Lfm2Config' object has no attribute '{key}'")
     inner = _adjusted_width(config)
     return _stack(
-        config, config.size("conv_dim"), config.size("block_dim"), [inner] * config.layers(), sparse_from=None
+        config, prefix, config.size("conv_dim"), config.size("block_dim"), [inner] * config.layers(), sparse_from=None
     )
 
 
-def lfm2_moe(config: ConfigView) -> Architecture:
+def lfm2_moe(config: ConfigView, prefix: str = "") -> Architecture:
     """Lfm2MoeForCausalLM: experts after num_dense_layers dense ones (lfm2_moe.py:263)."""
     hidden, inner = config.size("hidden_size"), config.size("intermediate_size")
-    return _stack(config, hidden, hidden, [inner] * config.layers(), sparse_from=config.count("num_dense_layers"))
+    sparse_from = config.count("num_dense_layers")
+    return _stack(config, prefix, hidden, hidden, [inner] * config.layers(), sparse_from=sparse_from)
 
 
 def _adjusted_width(config: ConfigView) -> int:
@@ -60,18 +61,24 @@ def _layer_types(config: ConfigView) -> list[bool]:
 
 
 def _stack(
-    config: ConfigView, conv_width: int, block_width: int, widths: list[int], *, sparse_from: int | None
+    config: ConfigView,
+    prefix: str,
+    conv_width: int,
+    block_width: int,
+    widths: list[int],
+    *,
+    sparse_from: int | None,
 ) -> Architecture:
     """The head is always tied to the embedding, which each pipeline stage builds (lfm2.py:479)."""
     heads = read_heads(config, config.size("hidden_size") // config.size("num_attention_heads"))
     dims = text_dims(config, heads)
-    hidden, embed = dims.hidden_size, "model.embed_tokens"
+    hidden, embed = dims.hidden_size, f"{prefix}model.embed_tokens"
     modules: list[Module] = [
         VocabEmbedding(name=embed, num_embeddings=dims.vocab_size, hidden_size=hidden, quantizable=False)
     ]
     kernel, bias = config.size("conv_L_cache"), config.flag("conv_bias")
     for layer, attends in enumerate(_layer_types(config)):
-        at = f"model.layers.{layer}"
+        at = f"{prefix}model.layers.{layer}"
         if attends:
             modules += _attention(f"{at}.self_attn", layer, heads, config)
         else:
@@ -81,10 +88,11 @@ def _stack(
         else:
             modules += _mlp(f"{at}.feed_forward", layer, block_width, widths[layer])
         modules += norm(f"{at}.operator_norm", hidden, layer) + norm(f"{at}.ffn_norm", hidden, layer)
-    modules += norm("model.embedding_norm", hidden, "last")
-    modules.append(
-        LMHead(name="lm_head", placement="every", num_embeddings=dims.vocab_size, hidden_size=hidden, tied_to=embed)
+    modules += norm(f"{prefix}model.embedding_norm", hidden, "last")
+    head = LMHead(
+        name=f"{prefix}lm_head", placement="every", num_embeddings=dims.vocab_size, hidden_size=hidden, tied_to=embed
     )
+    modules.append(head)
     return Architecture(
         modules=tuple(modules),
         text=dims,
