@@ -30,6 +30,19 @@ _QWEN_VL = {
     "qwen3_5_moe": ("Qwen3VLProcessor", True),
 }
 """model_type -> processor class, and whether budgets are `size` edges with a video processor of its own."""
+_QWEN_IDS = {
+    "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653,
+    "image_token_id": 151655,
+    "video_token_id": 151656,
+}
+_QWEN_3_5_IDS = {
+    "vision_start_token_id": 248053,
+    "vision_end_token_id": 248054,
+    "image_token_id": 248056,
+    "video_token_id": 248057,
+}
+"""What a config.json without the key means: transformers 5.14.1 models/qwen2_vl and qwen3_5, configuration_*.py."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _TEMPLATE = (
@@ -109,7 +122,8 @@ def _write_tokenizer(config: dict[str, Any], into: Path) -> None:
     vocab_size = config.get("vocab_size") or (text or {}).get("vocab_size")
     if not isinstance(vocab_size, int) or vocab_size < 300:
         raise UnsupportedError("stand-in tokenizer", f"vocab_size {vocab_size!r} leaves no room for single bytes")
-    special = {config[key]: text for key, text in _SPECIAL_IDS if isinstance(config.get(key), int)}
+    ids = _default_ids(config) | {key: config[key] for key, _ in _SPECIAL_IDS if isinstance(config.get(key), int)}
+    special = {ids[key]: text for key, text in _SPECIAL_IDS if key in ids}
     end = config.get("eos_token_id", (text or {}).get("eos_token_id"))
     end = end[0] if isinstance(end, list) and end else end
     first = min(special, default=vocab_size)
@@ -122,6 +136,14 @@ def _write_tokenizer(config: dict[str, Any], into: Path) -> None:
         "pad_token": "<|end|>", "clean_up_tokenization_spaces": False, "chat_template": _TEMPLATE,
     }  # fmt: skip
     (into / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _default_ids(config: dict[str, Any]) -> dict[str, int]:
+    """The special ids that the model has though its config.json, or the catalog's, does not spell them."""
+    model_type = str(config.get("model_type"))
+    if "vision_config" not in config or model_type not in _QWEN_VL:
+        return {}
+    return _QWEN_3_5_IDS if model_type.startswith("qwen3_5") else _QWEN_IDS
 
 
 def _write_processor(config: dict[str, Any], into: Path) -> None:

@@ -111,6 +111,17 @@ def test_dummy_folder_of_a_vision_model(tmp_path):
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["eos_token"] == "<|end|>"
 
 
+@pytest.mark.parametrize(
+    ("model_type", "image", "end"),
+    [("qwen2_5_vl", 151655, 151645), ("qwen3_vl", 151655, 151645), ("qwen3_5", 248056, 248046)],
+)
+def test_tokenizer_has_the_image_token_that_the_config_leaves_out(tmp_path, model_type, image, end):
+    config = {"model_type": model_type, "vocab_size": 248320, "eos_token_id": end, "vision_config": {"patch_size": 14}}
+    dummy_folder(ModelFiles(name="m", config=config), tmp_path)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    assert {entry["content"]: entry["id"] for entry in added}["<|image_pad|>"] == image
+
+
 def test_dummy_folder_keeps_the_models_own_files(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir()
