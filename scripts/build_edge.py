@@ -1,8 +1,8 @@
-"""Write verification/edge_h200_vllm0.26.0.csv: plans at the edge of a small card, predicted first and then started.
+"""Write the tables of verification/ that hold plans predicted first and then started: edge_, tp4_ and verify_.
 
 usage: python scripts/build_edge.py
-Reads verification/raw/edge_h200_vllm0.26.0.jsonl, one line a case: the flags, what was predicted before the batch ran,
-and what each rank of the engine said. See verification/README.md for the columns.
+Reads verification/raw/*.jsonl, one line a case: the flags, what was predicted before the batch ran, and what each rank
+of the engine said; or, for verify_, what `vplan verify --format json` printed. See verification/README.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from planner.verify.readings import find_failure
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "edge_h200_vllm0.26.0"
+NAMES = (NAME, "tp4_h200_vllm0.26.0")
+VERIFY = "verify_h200_vllm0.26.0"
 TERMS = (
     "weights_memory_bytes",
     "peak_activation_bytes",
@@ -29,9 +31,9 @@ TERMS = (
 """Of the rank with the least cache; the last is not among what a rank says."""
 
 
-def recorded() -> list[dict[str, Any]]:
-    """Every case of the batch."""
-    lines = (ROOT / "verification" / "raw" / f"{NAME}.jsonl").read_text(encoding="utf-8").splitlines()
+def recorded(name: str = NAME) -> list[dict[str, Any]]:
+    """Every case of a batch."""
+    lines = (ROOT / "verification" / "raw" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -91,9 +93,10 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     """One line of the table; sizes in bytes."""
     case = record["case"]
     measured = measured_terms(record)
+    gpus = case["args"].get("tensor_parallel_size", 1) * case["args"].get("pipeline_parallel_size", 1)
     found: dict[str, Any] = {
         "name": record["name"], "model": case["model"], "emulated_card": case["card"], "card_bytes": case["card_bytes"],
-        "gpus": case["args"].get("tensor_parallel_size", 1), "gpu_memory_utilization": round(case["util"], 6),
+        "gpus": gpus, "gpu_memory_utilization": round(case["util"], 6),
         "flags": flags(case), "kind": case["pair"], "predicted_verdict": case["expect"],
         "predicted_bottleneck": case["bottleneck"] or "", "measured_outcome": record["outcome"],
         "measured_bottleneck": measured_bottleneck(record), "agrees": agreement(record),
@@ -104,18 +107,36 @@ def row(record: dict[str, Any]) -> dict[str, Any]:
     return found | {
         "full_batch": "served" if all(record.get("full_batch", [False])) else "",
         "measured_used_after_batch_bytes": after_batch(record),
-        "error": record.get("error", ""), "raised_in": (record.get("frames") or [""])[-1],
+        "error": record.get("error", record.get("note", "")), "raised_in": (record.get("frames") or [""])[-1],
         "seconds": record.get("seconds", ""), "device": "NVIDIA H200", "vllm": "0.26.0", "date": "2026-11-22",
     }  # fmt: skip
 
 
-def main() -> None:
-    rows = [row(record) for record in recorded()]
-    with (ROOT / "verification" / f"{NAME}.csv").open("w", encoding="utf-8", newline="") as file:
+def verify_row(record: dict[str, Any]) -> dict[str, Any]:
+    """One run of `vplan verify`: how it ended, and each term as the log, the engine or NVML gave it."""
+    answer = record["answer"]
+    found: dict[str, Any] = {"name": record["name"], "command": record["command"]}
+    found |= {key: answer[key] for key in ("conclusion", "status", "seconds")}
+    found["reasons"] = "; ".join(answer["reasons"])[:200]
+    found["requests"] = "; ".join(f"{sent['sent']}: {sent['error'] or 'answered'}"[:120] for sent in answer["requests"])
+    terms = {term["term"]: term for term in answer["terms"]}
+    for name in TERMS:
+        for side in ("predicted", "measured"):
+            value = terms.get(name, {}).get(side)
+            found[f"{side}_{name}"] = "" if value is None else value
+    found["left_behind_bytes"] = max(answer["left_behind_bytes"], default="")
+    return found | {"device": "NVIDIA H200", "vllm": "0.26.0", "date": record["date"]}
+
+
+def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    with (ROOT / "verification" / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    for kind in ("fills", "over", "scenario"):
+
+
+def _summarize(rows: list[dict[str, Any]]) -> None:
+    for kind in sorted({found["kind"] for found in rows}):
         some = [found for found in rows if found["kind"] == kind]
         agreed = sum(found["agrees"] == "yes" for found in some)
         finished = sum(found["agrees"] != "" for found in some)
@@ -127,6 +148,14 @@ def main() -> None:
             if found[f"measured_{term}"]
         ]
         print(f"{term:28s} {len(off)} boots, lowest {min(off):+.4f} highest {max(off):+.4f} GiB", file=sys.stderr)
+
+
+def main() -> None:
+    for name in NAMES:
+        rows = [row(record) for record in recorded(name)]
+        _write(name, rows)
+        _summarize(rows)
+    _write(VERIFY, [verify_row(record) for record in recorded(VERIFY)])
 
 
 if __name__ == "__main__":
