@@ -211,6 +211,8 @@ def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
     if (tensor, pipeline) == (4, 1):
         four = measured.CUDA_CONTEXT_TP4_MOE if model.is_moe else measured.CUDA_CONTEXT_TP4_V2
         return replace(four, high=four.value + _NCCL_ALLOWANCE_BYTES)
+    if (tensor, pipeline) == (2, 2) and not model.is_moe:
+        return replace(measured.CUDA_CONTEXT_TP2_PP2, high=measured.CUDA_CONTEXT_TP2_PP2.value + _NCCL_ALLOWANCE_BYTES)
     value = pair.value
     if tensor > 1:
         value += _reduction_buffer_bytes(tensor) - _reduction_buffer_bytes(2)
