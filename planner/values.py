@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict
+import msgspec
 
 
-class Value(BaseModel):
-    """A frozen, strict record: a misspelt field or a float where bytes belong is an error, not a surprise."""
+class _ValueMeta(msgspec.StructMeta):
+    """Makes every class below `Value` frozen, made from keywords only, and read without unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True, protected_namespaces=())
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> _ValueMeta:
+        options = {"frozen": True, "kw_only": True, "forbid_unknown_fields": True, **options}
+        return super().__new__(mcls, name, bases, namespace, **options)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(msgspec.field,))
+class Value(msgspec.Struct, frozen=True, metaclass=_ValueMeta):
+    """A frozen record: a misspelt field is an error, not a surprise. Inside the program mypy checks the types; what
+    comes from outside goes through `checked`. Records of what another program said are models: `planner.observed`."""
+
+    @classmethod
+    def checked(cls, **fields: Any) -> Self:
+        """The value with these fields, each held against its type. ValueError names the first that does not fit."""
+        return msgspec.convert(fields, cls)
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """A copy with other values in some fields, which are not checked. It bears the name that models have."""
+        return msgspec.structs.replace(self, **update)
+
+    def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
+        """The value as JSON holds it: dictionaries, lists, numbers and text. It bears the name that models have."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
 
 
 DType = Literal[

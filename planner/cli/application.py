@@ -7,6 +7,8 @@ from importlib import import_module
 
 import typer
 
+from planner.cli.plain import PlainCommand, PlainGroup
+
 COMMANDS = (
     "fit", "estimate", "explain", "launch", "verify", "calibrate", "report", "select", "sweep", "compare", "doctor",
     "probe", "monitor", "loadtest", "catalog",
@@ -21,6 +23,7 @@ def application(argv: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         name="vplan",
+        cls=PlainGroup,
         help="Plan GPU memory for vLLM: a model's config.json in, a ledger and a launch command out.",
         no_args_is_help=True,
         add_completion=False,
@@ -33,7 +36,7 @@ def application(argv: Sequence[str]) -> typer.Typer:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)
         else:
-            app.command(name)(getattr(module, name))
+            app.command(name, cls=PlainCommand)(getattr(module, name))
     return app
 
 

@@ -102,7 +102,7 @@ def _from_estimate(document: dict[str, Any], beside: Request) -> Request:
         update={
             "model": beside.model or document["model"],
             "given": tuple(sorted(given)),
-            "args": EngineArgs(**given, env=beside.args.env),
+            "args": EngineArgs.checked(**given, env=beside.args.env),
         }
     )
 

@@ -93,7 +93,7 @@ def _of_estimate(estimate: dict[str, Any], beside: Request) -> Request:
             "model": str(estimate["model"]),
             "gpus": str(estimate["gpus"]),
             "vllm_version": str(estimate["vllm_version"]),
-            "args": EngineArgs(**fields),
+            "args": EngineArgs.checked(**fields),
             "given": _ENGINE_FIELDS,
         }
     )

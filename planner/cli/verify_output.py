@@ -97,7 +97,7 @@ def _json(estimate: Estimate, outcome: Outcome, comparison: Comparison, notes: S
         "engine_says": outcome.words,
         "seconds": round(outcome.seconds, 1),
         "notes": list(notes),
-        "estimate": estimate.model_dump(mode="json", by_alias=True),
+        "estimate": estimate.model_dump(mode="json"),
     }
     return json.dumps(document, indent=1)
 

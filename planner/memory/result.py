@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+import msgspec
 
 from planner.values import Rejection, Value
 
@@ -96,9 +96,7 @@ class KVCacheSummary(Value):
 class Estimate(Value):
     """What vLLM will do with exactly these flags on these GPUs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
-
-    schema_: Literal["vplan.estimate/1"] = Field(default="vplan.estimate/1", alias="schema")
+    schema: Literal["vplan.estimate/1"] = "vplan.estimate/1"
     model: str
     gpus: str
     vllm_version: str
@@ -114,4 +112,4 @@ class Estimate(Value):
         return self.verdict == "starts"
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1)
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.values import Value
+from planner.observed import Observed
 
 
-class CardUse(Value):
+class CardUse(Observed):
     """One card at one moment. `problem`: why NVML did not answer for it. `processes`: (pid, bytes)."""
 
     index: int
@@ -16,7 +16,7 @@ class CardUse(Value):
     problem: str | None = None
 
 
-class ServerLook(Value):
+class ServerLook(Observed):
     """What /metrics said, summed over the engines of a server (the cache usage is the fullest engine's).
 
     `started_at`: when the server's process began, seconds since 1970. `problem`: why there is no answer.
@@ -39,7 +39,7 @@ class ServerLook(Value):
     kv_cache_blocks: int | None = None
 
 
-class Sample(Value):
+class Sample(Observed):
     """Everything at one moment (`time`: seconds since 1970), and rates since the look before (tokens per second)."""
 
     time: float

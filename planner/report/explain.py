@@ -439,7 +439,7 @@ def explain_json(assessment: Assessment, figures: tuple[Figure, ...]) -> str:
     """`vplan.explain/1`: the estimate and the figures."""
     document = {
         "schema": "vplan.explain/1",
-        "estimate": assessment.estimate.model_dump(mode="json", by_alias=True),
+        "estimate": assessment.estimate.model_dump(mode="json"),
         "figures": [asdict(figure) for figure in figures],
     }
     return json.dumps(document, indent=1)

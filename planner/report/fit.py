@@ -24,7 +24,7 @@ def launched_record(estimate: Estimate, launch: Launch, rank: int, headroom_byte
     """The part of a plan's record that every plan has, from a search or not."""
     return {
         "rank": rank,
-        "estimate": estimate.model_dump(mode="json", by_alias=True),
+        "estimate": estimate.model_dump(mode="json"),
         "command": launch.command,
         "argv": launch.argv,
         "env": launch.env,

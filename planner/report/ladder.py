@@ -63,8 +63,8 @@ def ladder_json(answer: LadderAnswer) -> str:
         "command": answer.command,
         "argv": answer.argv,
         "env": answer.env,
-        "before": answer.before.model_dump(mode="json", by_alias=True),
-        "after": None if answer.after is None else answer.after.model_dump(mode="json", by_alias=True),
+        "before": answer.before.model_dump(mode="json"),
+        "after": None if answer.after is None else answer.after.model_dump(mode="json"),
     }
     return json.dumps(document, indent=1)
 

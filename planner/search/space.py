@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from planner.engine.args import EngineArgs
 from planner.memory.intervals import Confidence
 from planner.search.workload import RequestMix
@@ -52,9 +50,9 @@ class SearchOptions(Value):
     of the intervals, or by expected values. `vary`: which of AXES to search too."""
 
     objective: Objective = "balanced"
-    workload: Workload = Field(default_factory=Workload)
+    workload: Workload = Workload()
     safety_margin: float = 0.10
-    args: EngineArgs = Field(default_factory=EngineArgs)
+    args: EngineArgs = EngineArgs()
     given: tuple[str, ...] = ()
     max_plans: int = 5
     confidence: Confidence = "safe"

@@ -131,7 +131,7 @@ def _sorted_out(flags: ParsedFlags) -> tuple[dict[str, Any], list[str]]:
             raise UnsupportedError(
                 "--config", f"--config {given.texts[0]}: options in a file are not read; write them in the command"
             )
-        if dest in EngineArgs.model_fields:
+        if dest in EngineArgs.__struct_fields__:
             if given.value is not None:
                 value = given.texts[0] if dest in _VERBATIM else given.value
                 planned[dest] = tuple(value) if isinstance(value, list) else value

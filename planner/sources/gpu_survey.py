@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError, OutsideError
+from planner.observed import Observed
 from planner.sources.hardware_catalog import HardwareCatalog, total_memory_from_nvidia_smi
 from planner.units import MIB
-from planner.values import Value
 
 _MAX_LINKS = 18
 _LEVELS = (
@@ -21,7 +21,7 @@ _LEVELS = (
 )
 
 
-class GpuProcess(Value):
+class GpuProcess(Observed):
     """A process that holds memory of a card. `used_bytes`: None where the driver hides it (containers, WSL)."""
 
     pid: int
@@ -29,7 +29,7 @@ class GpuProcess(Value):
     used_bytes: int | None
 
 
-class MigSlice(Value):
+class MigSlice(Observed):
     """One MIG instance of a card, which CUDA sees as a card of its own."""
 
     uuid: str
@@ -38,7 +38,7 @@ class MigSlice(Value):
     used_bytes: int
 
 
-class GpuSurvey(Value):
+class GpuSurvey(Observed):
     """One card. `usable_bytes`: what CUDA will report as total, by the catalog where it knows the card and agrees with
     NVML, else derived from NVML (`usable_evidence`). `nvml_total_bytes`, `used_bytes`: as nvidia-smi counts them.
     None: the driver does not tell."""
@@ -63,7 +63,7 @@ class GpuSurvey(Value):
     max_power_watts: int | None = None
 
 
-class GpuLink(Value):
+class GpuLink(Observed):
     """How two cards reach each other. `path`: NVn for n NVLinks, else as nvidia-smi topo names it (PIX, PXB, PHB,
     NODE, SYS). `peer_access`: whether one can read the other's memory."""
 
@@ -73,7 +73,7 @@ class GpuLink(Value):
     peer_access: bool | None = None
 
 
-class MachineSurvey(Value):
+class MachineSurvey(Observed):
     """This machine. `cuda_driver`: the newest CUDA that the driver runs, as 13.0."""
 
     driver: str | None

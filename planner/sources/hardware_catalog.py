@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import ValidationError
+from msgspec import ValidationError
 
 from planner.errors import InputError
 from planner.hardware.spec import GpuSpec
@@ -116,16 +115,15 @@ def gpu_from_entry(document: Document) -> GpuSpec:
     entry.setdefault("memory_evidence", "user")
     entry.setdefault("device_name", str(entry.get("name", "")))
     try:
-        return GpuSpec.model_validate_json(json.dumps(entry))
-    except (ValidationError, TypeError, ValueError) as error:
-        raise InputError(f"{document.where}, line {document.line}: {_first_problem(error)}") from None
+        return GpuSpec.checked(**entry)
+    except (ValidationError, TypeError) as error:
+        raise InputError(f"{document.where}, line {document.line}: {_problem(error)}") from None
 
 
-def _first_problem(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    first = error.errors()[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+def _problem(error: Exception) -> str:
+    """`sm_count: Expected ...` for msgspec's `Expected ... - at `$.sm_count``."""
+    message, _, place = str(error).partition(" - at `$")
+    return f"{place.strip('.`')}: {message}" if place else message
 
 
 def load_hardware_catalog(extra_paths: Sequence[str | Path] = ()) -> HardwareCatalog:

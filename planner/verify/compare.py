@@ -94,7 +94,7 @@ def predicted_values(estimate: Estimate) -> dict[str, float]:
         found |= {
             name: float(getattr(estimate.per_gpu, name))
             for name in TOLERANCES
-            if name in type(estimate.per_gpu).model_fields
+            if name in estimate.per_gpu.__struct_fields__
         }
     if estimate.kv_cache is not None and estimate.starts:
         found |= {

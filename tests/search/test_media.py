@@ -26,7 +26,7 @@ def qwen() -> ModelSpec:
 
 def options(given: dict[str, object] | None = None, **workload: object) -> SearchOptions:
     given = given or {}
-    return SearchOptions(workload=Workload.model_validate(workload), args=EngineArgs(**given), given=tuple(given))  # type: ignore[arg-type]
+    return SearchOptions(workload=Workload.checked(**workload), args=EngineArgs(**given), given=tuple(given))  # type: ignore[arg-type]
 
 
 def test_a_long_video_gets_a_cache_and_a_length_that_take_it(qwen: ModelSpec) -> None:

@@ -87,8 +87,8 @@ def server() -> Iterator[Hub]:
 def load_in_a_fresh_process(server: Hub, home: Path, reference: str) -> subprocess.CompletedProcess[str]:
     """huggingface_hub reads HF_ENDPOINT once, at import: so a process of its own."""
     code = (
-        "import sys; from planner.errors import PlannerError; from planner.sources.load import load_model\n"
-        "try: print(load_model(sys.argv[1]).model_dump_json())\n"
+        "import sys, msgspec; from planner.errors import PlannerError; from planner.sources.load import load_model\n"
+        "try: print(msgspec.json.encode(load_model(sys.argv[1])).decode())\n"
         "except PlannerError as error: print(error); sys.exit(error.exit_code)"
     )
     environment = {
