@@ -15,15 +15,20 @@ _CSS = """
 @media (prefers-color-scheme:dark){:root{--paper:#14171c;--ink:#ececec;--faint:#3a3f47;--soft:#1d2128;
 --good:#5fd3ac;--bad:#ff8a80}}
 body{background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:0 auto;max-width:70rem;padding:1.5rem}
+font:16px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;margin:0 auto;max-width:84rem;padding:1.5rem}
+p,li,pre{max-width:66rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--faint)}
-img{max-width:100%;height:auto;display:block;margin:1rem 0}
-.table{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:left;border-bottom:1px solid var(--faint);vertical-align:top}
-th{background:var(--soft)}td.number,th.number{text-align:right}
+img{max-width:min(100%,66rem);height:auto;display:block;margin:1rem 0}
+.table{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .5rem;text-align:left;border-bottom:1px solid var(--faint);vertical-align:top}
+th{background:var(--soft)}td.number,th.number{text-align:right}td{white-space:nowrap}
+td.long{white-space:normal;min-width:14rem}
 pre{background:var(--soft);padding:.8rem;overflow-x:auto;white-space:pre-wrap}
 .starts{color:var(--good);font-weight:bold}.rejected{color:var(--bad);font-weight:bold}
 """
+
+_LONG = 36
+"""Letters from which a cell of a page may break into lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,13 @@ class Grid:
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def without_empty(self) -> Grid:
+        """Without columns that have no text in any row."""
+        kept = [place for place in range(len(self.head)) if any(row[place] for row in self.rows)]
+        return Grid(
+            tuple(self.head[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in self.rows)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +138,15 @@ def _html_grid(grid: Grid) -> str:
 
 def _html_row(tag: str, cells: Sequence[str], numbers: Sequence[bool]) -> str:
     inside = "".join(
-        f"<{tag}{' class=number' if number else ''}>{escape(cell)}</{tag}>"
-        for cell, number in zip(cells, numbers, strict=True)
+        f"<{tag}{_class(tag, cell, number)}>{escape(cell)}</{tag}>" for cell, number in zip(cells, numbers, strict=True)
     )
     return f"<tr>{inside}</tr>"
+
+
+def _class(tag: str, cell: str, number: bool) -> str:
+    if number:
+        return " class=number"
+    return " class=long" if tag == "td" and len(cell) > _LONG else ""
 
 
 def _is_number(head: str) -> bool:

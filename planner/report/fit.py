@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -49,7 +49,10 @@ def plan_record(plan: Plan, launch: Launch, rank: int) -> dict[str, Any]:
     }
 
 
-def fit_json(result: SearchResult, launches: Sequence[Launch], elapsed_seconds: float) -> str:
+def fit_json(
+    result: SearchResult, launches: Sequence[Launch], elapsed_seconds: float, parts: Mapping[str, Any] | None = None
+) -> str:
+    """`parts`: what an analysis adds (planner.report.fit_analysis)."""
     plans = [
         plan_record(plan, launch, rank)
         for rank, (plan, launch) in enumerate(zip(result.plans, launches, strict=True), 1)
@@ -70,5 +73,6 @@ def fit_json(result: SearchResult, launches: Sequence[Launch], elapsed_seconds: 
         "feasible": result.feasible,
         "elapsed_seconds": round(elapsed_seconds, 3),
         "notes": list(result.notes),
+        **(parts or {}),
     }
     return json.dumps(document, indent=1)

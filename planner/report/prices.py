@@ -83,7 +83,7 @@ class PriceBook:
         )
 
 
-_NO_MACHINE = "(no machine with so many is listed)"
+_PER_CARD = "as a price per card: no machine with so many is listed"
 
 
 def _offer(price: Price, count: int, nodes: int) -> Cost:
@@ -91,7 +91,7 @@ def _offer(price: Price, count: int, nodes: int) -> Cost:
     size = _size(price)
     offer, billed = price.offer, max(size, count) * nodes
     if count > size:
-        offer = f"{offer}, as a price per card {_NO_MACHINE}"
+        offer = f"{offer}, {_PER_CARD}"
     return Cost("rent", price.usd_per_gpu_hour, billed, offer, price.source, price.date, price.region)
 
 

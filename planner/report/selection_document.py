@@ -8,13 +8,12 @@ from io import StringIO
 from planner.report.document import Document, Grid, Section
 from planner.report.selection import Row, best_of_each
 from planner.report.tables import Cell
-from planner.search.roofline import EFFICIENCY
 from planner.units import format_gib
 
 ESTIMATED = (
-    f"Tokens per second are estimates: a roofline of memory bandwidth and FLOPS at {EFFICIENCY:.0%} of its height, no "
-    "communication, no vision encoder. Memory and verdicts are those of the planner's ledgers. Prices without a date "
-    "rank after dated ones."
+    "Tokens per second, and what follows from them, are estimates from the cards' bandwidth and FLOPS, without the "
+    "vision encoder: they rank, they promise nothing. Memory and verdicts are those of the planner's ledgers. Prices "
+    "without a date rank after dated ones."
 )
 
 
@@ -53,7 +52,7 @@ def selection_document(title: str, rows: Sequence[Row], notes: Sequence[str], *,
 def selection_grid(rows: Sequence[Row]) -> Grid:
     """What a meeting looks at: a line a card."""
     head = (
-        "#",
+        "rank#",
         "cards",
         "layout",
         "holds#",
@@ -68,7 +67,7 @@ def selection_grid(rows: Sequence[Row]) -> Grid:
         "price: date, offer",
         "why not",
     )
-    return Grid(head, tuple(_line(row) for row in rows))
+    return Grid(head, tuple(_line(row) for row in rows)).without_empty()
 
 
 def _line(row: Row) -> tuple[str, ...]:
@@ -111,7 +110,7 @@ def _number(value: Cell, digits: int) -> str:
 
 
 def terminal(document: Document, *, color: bool) -> str:
-    """The document's tables as text, without columns that are empty."""
+    """The document's tables as text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -124,15 +123,11 @@ def terminal(document: Document, *, color: bool) -> str:
         if section.grid is None or not section.grid.rows:
             continue
         console.print(f"\n{section.title}", soft_wrap=True)
-        empty = [not any(row[index] for row in section.grid.rows) for index in range(len(section.grid.head))]
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for head, skip in zip(section.grid.head, empty, strict=True):
-            if not skip:
-                table.add_column(
-                    head.removesuffix("#").strip() or "#", justify="right" if head.endswith("#") else "left"
-                )
+        for head in section.grid.head:
+            table.add_column(head.removesuffix("#"), justify="right" if head.endswith("#") else "left")
         for row in section.grid.rows:
-            table.add_row(*(Text(cell) for cell, skip in zip(row, empty, strict=True) if not skip))
+            table.add_row(*(Text(cell) for cell in row))
         console.print(table)
         for item in section.items:
             console.print(Text(f"note: {item}"), soft_wrap=True)

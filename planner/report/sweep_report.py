@@ -52,7 +52,7 @@ def sweep_report(rows: Sequence[Row], plans: str) -> dict[str, bytes]:
                 "Plans on the frontier",
                 "frontier.json has them whole.",
                 points,
-                code="\n".join(str(row["command"]) for row in frontier),
+                code="\n\n".join(str(row["command"]) for row in frontier),
             ),
         ),
     )
