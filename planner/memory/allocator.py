@@ -22,6 +22,7 @@ MIN_BLOCK_BYTES = 512
 SMALL_BYTES = MIB
 SMALL_SEGMENT_BYTES = 2 * MIB
 LARGE_SEGMENT_BYTES = 20 * MIB
+_NO_LIMIT = 1 << 62
 MIN_LARGE_BYTES = 10 * MIB
 ROUND_LARGE_BYTES = 2 * MIB
 
@@ -43,16 +44,8 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-class Block(Struct, eq=False):
-    """A stretch of a segment. `previous` and `next` are its neighbours in the same segment."""
-
-    address: int
-    size: int
-    small: bool
-    stream: int = 0
-    free: bool = False
-    previous: Block | None = None
-    next: Block | None = None
+Block = tuple[int, int, int]
+"""A stretch of a segment: its bytes, its address, and the pool where it is cached once it is free."""
 
 
 class CachingAllocator:
@@ -70,104 +63,174 @@ class CachingAllocator:
         self.peak_allocated_bytes = 0
         self.peak_reserved_bytes = 0
         self.main_stream = self.stream = 0
-        self._free: defaultdict[int, list[tuple[int, int, Block]]] = defaultdict(list)
+        self._pools: defaultdict[int, list[Block]] = defaultdict(list)
+        self._starts: dict[int, Block] = {}
+        self._ends: dict[int, Block] = {}
+        self._segments: dict[int, int] = {}
         self._next_address = 0
+
+    def copy(self) -> CachingAllocator:
+        """An allocator that goes on from here by itself; blocks of this one may be freed on it."""
+        twin = CachingAllocator(self.max_split_bytes)
+        twin.allocated_bytes, twin.reserved_bytes = self.allocated_bytes, self.reserved_bytes
+        twin.peak_allocated_bytes, twin.peak_reserved_bytes = self.peak_allocated_bytes, self.peak_reserved_bytes
+        twin.main_stream, twin.stream = self.main_stream, self.stream
+        for key, pool in self._pools.items():
+            twin._pools[key] = pool.copy()
+        twin._starts, twin._ends, twin._segments = self._starts.copy(), self._ends.copy(), self._segments.copy()
+        twin._next_address = self._next_address
+        return twin
 
     def allocate(self, size: int) -> Block | None:
         """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
         if size <= 0:
             return None
         size = -(-size // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-        pool = self._free[2 * self.stream + (size <= SMALL_BYTES)]
+        small = size <= SMALL_BYTES
+        key = 2 * self.stream + small
+        pool = self._pools[key]
+        limit = self.max_split_bytes
         index = bisect_left(pool, (size,))
-        if index < len(pool) and self._serves(pool[index][2], size):
-            block = pool.pop(index)[2]
+        if index < len(pool) and (limit is None or _serves(pool[index][0], size, limit)):
+            found, address, _ = pool[index]
+            del self._starts[address], self._ends[address + found]
         else:
-            block = self._new_segment(size)
-        remaining = block.size - size
-        if remaining >= MIN_BLOCK_BYTES and self._splits(block, size, remaining):
-            rest = Block(block.address + size, remaining, block.small, block.stream, True, block, block.next)
-            if rest.next is not None:
-                rest.next.previous = rest
-            block.next, block.size = rest, size
-            insort(pool, (remaining, rest.address, rest))
-        block.free = False
-        allocated = self.allocated_bytes = self.allocated_bytes + block.size
+            found, address = self._new_segment(size)
+            index = -1
+        remaining = found - size
+        if remaining and (small or (remaining > SMALL_BYTES and (limit is None or size < limit))):
+            rest = (remaining, address + size, key)
+            self._starts[address + size] = self._ends[address + found] = rest
+            if index < 0:
+                insort(pool, rest)
+            elif index and rest < pool[index - 1]:
+                del pool[index]
+                insort(pool, rest, 0, index)
+            else:
+                pool[index] = rest
+            found = size
+        elif index >= 0:
+            del pool[index]
+        allocated = self.allocated_bytes = self.allocated_bytes + found
         if allocated > self.peak_allocated_bytes:
             self.peak_allocated_bytes = allocated
-        return block
+        return found, address, key
 
     def free(self, block: Block | None) -> None:
         """Give a block back to its pool, joined with free neighbours."""
         if block is None:
             return
-        self.allocated_bytes -= block.size
-        for neighbour in (block.previous, block.next):
-            if neighbour is not None and neighbour.free:
-                self._remove(neighbour)
-                self._join(block, neighbour)
-        block.free = True
-        insort(self._pool(block), (block.size, block.address, block))
+        self.allocated_bytes -= block[0]
+        self._give_back(block)
+
+    def _give_back(self, block: Block) -> None:
+        size, address, key = block
+        pool = self._pools[key]
+        before = self._ends.pop(address, None)
+        after = self._starts.pop(address + size, None)
+        if before is not None:
+            del pool[bisect_left(pool, before)]
+            size, address = size + before[0], before[1]
+        if after is not None:
+            del pool[bisect_left(pool, after)]
+            size += after[0]
+        whole = (size, address, key)
+        self._starts[address] = self._ends[address + size] = whole
+        insort(pool, whole)
+
+    def run(self, steps: Iterable[int]) -> list[Block | None]:
+        """The blocks of a sequence of steps on one stream: a size allocates the next one, `~n` frees the n-th.
+
+        What `allocate` and `free` do for each step, with their state in local variables: a load has thousands.
+        """
+        blocks: list[Block | None] = []
+        add, starts, ends = blocks.append, self._starts, self._ends
+        limit = _NO_LIMIT if self.max_split_bytes is None else self.max_split_bytes
+        stream = 2 * self.stream
+        pools = (self._pools[stream], self._pools[stream + 1])
+        allocated, peak = self.allocated_bytes, self.peak_allocated_bytes
+        for step in steps:
+            if step <= 0:
+                if step == 0:
+                    add(None)
+                elif (given := blocks[~step]) is not None:
+                    allocated -= given[0]
+                    self._give_back(given)
+                continue
+            size = (step + MIN_BLOCK_BYTES - 1) & -MIN_BLOCK_BYTES
+            small = size <= SMALL_BYTES
+            pool = pools[small]
+            index = bisect_left(pool, (size,))
+            if index < len(pool) and (
+                pool[index][0] < limit if size < limit else pool[index][0] < size + LARGE_SEGMENT_BYTES
+            ):
+                found, address, key = pool[index]
+                del starts[address], ends[address + found]
+            else:
+                found, address = self._new_segment(size)
+                index, key = -1, stream + small
+            remaining = found - size
+            if remaining and (small or (remaining > SMALL_BYTES and size < limit)):
+                rest = (remaining, address + size, key)
+                starts[address + size] = ends[address + found] = rest
+                if index < 0:
+                    insort(pool, rest)
+                elif index and rest < pool[index - 1]:
+                    del pool[index]
+                    insort(pool, rest, 0, index)
+                else:
+                    pool[index] = rest
+                found = size
+            elif index >= 0:
+                del pool[index]
+            allocated += found
+            if allocated > peak:
+                peak = allocated
+            add((found, address, key))
+        self.allocated_bytes, self.peak_allocated_bytes = allocated, peak
+        return blocks
 
     def empty_cache(self) -> None:
         """Return every segment that is free as a whole to the driver."""
-        for pool in self._free.values():
-            kept = [entry for entry in pool if entry[2].previous is not None or entry[2].next is not None]
-            self.reserved_bytes -= sum(entry[0] for entry in pool) - sum(entry[0] for entry in kept)
-            pool[:] = kept
+        segments = self._segments
+        for pool in self._pools.values():
+            whole = [block for block in pool if segments.get(block[1]) == block[0]]
+            if not whole:
+                continue
+            for size, address, _ in whole:
+                self.reserved_bytes -= size
+                del segments[address], self._starts[address], self._ends[address + size]
+            pool[:] = [block for block in pool if block[1] in self._starts]
 
     def free_blocks(self, above: int) -> tuple[int, ...]:
         """Sizes of the stream's cached blocks larger than `above`, largest first."""
-        pool = self._free[2 * self.stream]
+        pool = self._pools[2 * self.stream]
         return tuple(size for size, _, _ in reversed(pool) if size > above)
 
     def reset_peaks(self) -> None:
         self.peak_allocated_bytes = self.allocated_bytes
         self.peak_reserved_bytes = self.reserved_bytes
 
-    def _serves(self, block: Block, size: int) -> bool:
-        """Whether a cached block that is large enough may be had: large ones are not spent on small tensors."""
-        limit = self.max_split_bytes
-        if limit is None:
-            return True
-        return block.size < limit if size < limit else block.size < size + LARGE_SEGMENT_BYTES
-
-    def _new_segment(self, size: int) -> Block:
+    def _new_segment(self, size: int) -> tuple[int, int]:
+        """Bytes and address of a new segment for a block of `size` bytes. Segments never touch."""
         if size <= SMALL_BYTES:
             segment = SMALL_SEGMENT_BYTES
         elif size < MIN_LARGE_BYTES:
             segment = LARGE_SEGMENT_BYTES
         else:
             segment = round_up(size, ROUND_LARGE_BYTES)
-        block = Block(self._next_address, segment, size <= SMALL_BYTES, self.stream)
-        self._next_address += segment
-        self.reserved_bytes += segment
-        self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-        return block
+        address = self._next_address
+        self._segments[address] = segment
+        self._next_address = address + segment + MIN_BLOCK_BYTES
+        reserved = self.reserved_bytes = self.reserved_bytes + segment
+        if reserved > self.peak_reserved_bytes:
+            self.peak_reserved_bytes = reserved
+        return segment, address
 
-    def _splits(self, block: Block, size: int, remaining: int) -> bool:
-        if block.small:
-            return True
-        return remaining > SMALL_BYTES and (self.max_split_bytes is None or size < self.max_split_bytes)
 
-    def _pool(self, block: Block) -> list[tuple[int, int, Block]]:
-        return self._free[2 * block.stream + block.small]
-
-    def _remove(self, block: Block) -> None:
-        pool = self._pool(block)
-        del pool[bisect_left(pool, (block.size, block.address))]
-
-    @staticmethod
-    def _join(block: Block, neighbour: Block) -> None:
-        if neighbour is block.previous:
-            block.address, block.previous = neighbour.address, neighbour.previous
-            if block.previous is not None:
-                block.previous.next = block
-        else:
-            block.next = neighbour.next
-            if block.next is not None:
-                block.next.previous = block
-        block.size += neighbour.size
+def _serves(found: int, size: int, limit: int) -> bool:
+    """Whether a cached block of `found` bytes may be had: large ones are not spent on small tensors."""
+    return found < limit if size < limit else found < size + LARGE_SEGMENT_BYTES
 
 
 DeepGemmAt = Literal["", "attention", "linear"]
@@ -208,14 +271,8 @@ def load_weights(
     """Create the rank's tensors on `allocator` and post-process them, then the slots of adapters after their index
     tensors. Gives the blocks that a run may free, by name."""
     load = _load(share.created, share.loaded, traits.scaled_rotary, traits.float32_rotary, traits.deep_gemm)
-    blocks: list[Block | None] = []
-    for step in load.steps:
-        if step >= 0:
-            blocks.append(allocator.allocate(step))
-        else:
-            allocator.free(blocks[~step])
-    for size in (*index_bytes, *(tensor.size_bytes for tensor in share.adapters)):
-        allocator.allocate(size)
+    blocks = allocator.run(load.steps)
+    allocator.run((*index_bytes, *(tensor.size_bytes for tensor in share.adapters)))
     table = None if load.rotary_table is None else blocks[load.rotary_table]
     return {} if table is None else {ROTARY_TABLE: table}
 

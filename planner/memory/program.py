@@ -175,7 +175,7 @@ def _keep(allocator: CachingAllocator, event: Event, size: int, kept: dict[str, 
     name = f"{event.tensor.name} of stream {allocator.stream}" if here else event.tensor.name
     held = kept.get(name)
     if held is not None:
-        if held.size >= size:
+        if held[0] >= size:
             return
         allocator.free(kept.pop(name))
     if event.kind == "grow":
