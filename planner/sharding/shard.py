@@ -35,6 +35,7 @@ from planner.sharding.state import mamba_spec
 from planner.values import DType, reject
 
 _TOWERS: tuple[Component, ...] = ("vision_tower", "audio_tower")
+_CACHED = (Attention, IndexerCache, PackedCache, StateSpace)
 _SCALES = ("_k_scale", "_v_scale", "_q_scale", "_prob_scale")
 
 
@@ -71,7 +72,7 @@ def _adapters(model: ModelSpec, config: EngineConfig, layers: list[tuple[Module,
 
 def kv_layers(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> tuple[LayerKVSpec, ...]:
     """The caches of one rank of a stage, without its weights."""
-    return tuple(_built(model, config, pp_rank, (Attention, StateSpace)).kv_layers)
+    return tuple(_built(model, config, pp_rank, _CACHED).kv_layers)
 
 
 def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...]:

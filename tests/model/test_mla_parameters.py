@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from text_golden import config_of, expected, golden_rows, identity, model_of, parameters, recompute, share
+from text_golden import config_of, config_under, expected, golden_rows, identity, model_of, parameters, recompute, share
 
+from planner.sharding.shard import kv_layers
 from planner.values import Rejected
 
 MLA = (
@@ -62,6 +63,14 @@ def test_sparse_attention_adds_an_indexer_cache_and_a_token_buffer() -> None:
 def test_layers_that_share_a_choice_build_no_indexer(changes: dict[str, object], layers: int) -> None:
     result = share(model_of(config_of("zai-org__GLM-5") | changes), tp=8)
     assert sum(layer.layer_name.endswith("indexer.k_cache") for layer in result.kv_layers) == layers
+
+
+@pytest.mark.parametrize("name", ["zai-org__GLM-5", "deepseek-ai__DeepSeek-V4-Flash"])
+def test_caches_without_the_weights_are_those_of_the_whole_share(name: str) -> None:
+    """An indexer and a compressor cache too: a search that forgot them planned V3.2's cache a tenth too small."""
+    model = model_of(config_of(name))
+    config = config_under(model, tp=8, flags="--kv-cache-dtype fp8")
+    assert kv_layers(model, config) == share(model, tp=8, flags="--kv-cache-dtype fp8").kv_layers
 
 
 def test_shared_experts_are_whole_where_expert_tensor_and_data_parallelism_combine() -> None:

@@ -87,6 +87,13 @@ def share(
     **changes: Any,
 ) -> RankShare:
     """One rank of the model under the flags that a golden row may carry."""
+    return shard(model, config_under(model, tp=tp, pp=pp, flags=flags, capability=capability, **changes), rank)
+
+
+def config_under(
+    model: ModelSpec, *, tp: int = 1, pp: int = 1, flags: str = "", capability: str = "9.0", **changes: Any
+) -> EngineConfig:
+    """The configuration of those flags."""
     fp8 = "--kv-cache-dtype fp8" in flags
     major, minor = capability.split(".")
     fields: dict[str, Any] = _DEFAULTS | {
@@ -98,7 +105,7 @@ def share(
         "kv_torch_dtype": "uint8" if fp8 else "bfloat16",
         "compute_capability": (int(major), int(minor)),
     }
-    return shard(model, EngineConfig(**(fields | changes)), rank)
+    return EngineConfig(**(fields | changes))
 
 
 def small_share(name: str, **kwargs: Any) -> RankShare:
