@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import singledispatchmethod
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -35,6 +36,9 @@ from planner.sharding.state import mamba_spec
 from planner.values import DType, reject
 
 _TOWERS: tuple[Component, ...] = ("vision_tower", "audio_tower")
+_BY_SELF = (Attention, Buffer, IndexerCache, LMHead, PackedCache, StateSpace)
+"""Kinds whose names and predecessors matter while they are added."""
+_WITH_SCHEME = (FusedMoE, Linear, QKVLinear, VocabEmbedding)
 _CACHED = (Attention, IndexerCache, PackedCache, StateSpace)
 _SCALES = ("_k_scale", "_v_scale", "_q_scale", "_prob_scale")
 
@@ -88,7 +92,7 @@ def _built(model: ModelSpec, config: EngineConfig, pp_rank: int, kinds: type | t
         if not isinstance(module, kinds) or module.component in dropped:
             continue
         if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers):
-            add(module)
+            builder.take(module, add)
     return builder
 
 
@@ -121,6 +125,24 @@ class _RankBuilder:
         self._buffers: set[str] = set()
         self._attention_names: set[str] = set()
         self._encoder_data_parallel = config.mm_encoder_tp_mode == "data" and model.supports_encoder_tp_data
+        self._emitted: list[Storage] = []
+        self._known: dict[tuple[object, ...], tuple[tuple[Storage, ...], Scheme | None]] = {}
+
+    def take(self, module: Module, add: Callable[[Module], None]) -> None:
+        """`add` a module; one that differs from an earlier one only in its place is stored as that was."""
+        if isinstance(module, _BY_SELF) or self.config.enable_lora:
+            add(module)
+            return
+        scheme = self._scheme(module) if isinstance(module, _WITH_SCHEME) else None
+        key = (type(module), *astuple(module)[2:], id(scheme))
+        known = self._known.get(key)
+        if known is None:
+            self._emitted = []
+            add(module)
+            self._known[key] = tuple(self._emitted), scheme
+            return
+        for storage in known[0]:
+            self._write(module, storage)
 
     @singledispatchmethod
     def add(self, module: Module) -> None:
@@ -352,17 +374,23 @@ class _RankBuilder:
         return self.selector.scheme(module) if module.quantizable else UNQUANTIZED
 
     def _emit(self, module: Module, storage: Storage) -> None:
-        layer = module.placement if isinstance(module.placement, int) else None
+        self._emitted.append(storage)
+        self._write(module, storage)
 
-        def tensors(stored: tuple[Stored, ...]) -> list[Tensor]:
-            return [
-                Tensor(module.name, item.name, item.shape, item.dtype, item.role, module.component, layer)
-                for item in stored
-            ]
-
-        created = tensors(storage.created)
+    def _write(self, module: Module, storage: Storage) -> None:
+        name, component, layer = module.name, module.component, module.placement
+        if not isinstance(layer, int):
+            layer = None
+        created = [
+            Tensor(name, item.name, item.shape, item.dtype, item.role, component, layer) for item in storage.created
+        ]
         self.created += created
-        self.loaded += created if storage.loaded is None else tensors(storage.loaded)
+        if storage.loaded is None:
+            self.loaded += created
+            return
+        self.loaded += [
+            Tensor(name, item.name, item.shape, item.dtype, item.role, component, layer) for item in storage.loaded
+        ]
 
 
 def unshared(name: str, target: str) -> str:
