@@ -302,13 +302,15 @@ def _load(
     waiting: DeepGemmAt,
 ) -> _Load:
     load = _Load()
-    held: dict[Tensor, list[int]] = {}
-    online = _quantized_online(created, loaded)
+    changed = {} if loaded == created else _changed_modules(created, loaded)
+    online = _quantized_online(changed)
+    held: dict[str, list[tuple[Tensor, int]]] = {module: [] for module in changed}
+    sizes: dict[tuple[tuple[int, ...], str], int] = {}
     for tensor in created:
-        if waiting == "linear" and (tensor in online or tensor.dtype.startswith("float8")):
+        if waiting == "linear" and (tensor.dtype.startswith("float8") or tensor in online):
             waiting = ""
             load.allocate(DEEP_GEMM_WORKSPACE_BYTES)
-        if tensor in online:
+        if online and tensor in online:
             continue
         if tensor.role == "buffer" and tensor.module.endswith(_ROTARY):
             own = tensor.component == "language_model"
@@ -316,24 +318,43 @@ def _load(
             if own:
                 load.rotary_table = block
         else:
-            block = load.allocate(tensor.size_bytes)
-        held.setdefault(tensor, []).append(block)
+            kind = (tensor.shape, tensor.dtype)
+            size = sizes.get(kind)
+            if size is None:
+                size = sizes[kind] = tensor.size_bytes
+            block = load.allocate(size)
+        if tensor.module in held:
+            held[tensor.module].append((tensor, block))
         if waiting == "attention" and tensor.name == "_prob_scale":
             waiting = ""
             load.allocate(DEEP_GEMM_WORKSPACE_BYTES)
-    if loaded != created:
-        _post_process(load, created, loaded, held, online)
+    _post_process(load, loaded, changed, held, online)
     return load
 
 
-def _quantized_online(created: tuple[Tensor, ...], loaded: tuple[Tensor, ...]) -> frozenset[Tensor]:
+_Modules = dict[str, tuple[list[Tensor], list[Tensor]]]
+
+
+def _changed_modules(created: tuple[Tensor, ...], loaded: tuple[Tensor, ...]) -> _Modules:
+    """The modules whose tensors post-processing replaces, as created and as loaded, in order of creation."""
+    before, after = _by_module(created), _by_module(loaded)
+    found: _Modules = {}
+    for module in {**before, **after}:
+        old, new = before.get(module, []), after.get(module, [])
+        if old != new:
+            found[module] = old, new
+    return found
+
+
+def _quantized_online(changed: _Modules) -> frozenset[Tensor]:
     """16-bit weights that exist only layer by layer while they are quantized (vLLM quantization/online/fp8.py)."""
-    dtypes = {(tensor.module, tensor.name): tensor.dtype for tensor in loaded}
-    return frozenset(
-        tensor
-        for tensor in created
-        if tensor.dtype in _PLAIN and dtypes.get((tensor.module, tensor.name), tensor.dtype) not in _PLAIN
-    )
+    found: list[Tensor] = []
+    for old, new in changed.values():
+        dtypes = {tensor.name: tensor.dtype for tensor in new}
+        found += [
+            tensor for tensor in old if tensor.dtype in _PLAIN and dtypes.get(tensor.name, tensor.dtype) not in _PLAIN
+        ]
+    return frozenset(found)
 
 
 def _rotary_table(load: _Load, tensor: Tensor, scaled: bool, float32: bool) -> int:
@@ -362,35 +383,36 @@ def _rotary_table(load: _Load, tensor: Tensor, scaled: bool, float32: bool) -> i
 
 def _post_process(
     load: _Load,
-    created: tuple[Tensor, ...],
     loaded: tuple[Tensor, ...],
-    held: dict[Tensor, list[int]],
+    changed: _Modules,
+    held: dict[str, list[tuple[Tensor, int]]],
     online: frozenset[Tensor],
 ) -> None:
-    before, after = _by_module(created), _by_module(loaded)
-    plain = {
+    plain: set[int | None] | None = None
+    for module in sorted(changed, key=lambda name: not any(tensor in online for tensor in changed[name][0])):
+        old, new = changed[module]
+        own = held[module]
+        own += [(tensor, load.allocate(tensor.size_bytes)) for tensor in old if tensor in online]
+        latent = [tensor for tensor in new if tensor.name in _LATENT_COPIES]
+        if latent:
+            plain = _plain_latent_layers(loaded) if plain is None else plain
+            if latent[0].layer not in plain:
+                load.allocate(sum(tensor.size_bytes for tensor in latent))
+        for tensor in new:
+            if tensor not in old and tensor.name not in _LATENT_COPIES:
+                load.allocate(tensor.size_bytes)
+        for tensor in old:
+            if tensor not in new:
+                index = max(index for index, (other, _) in enumerate(own) if other == tensor)
+                load.free(own.pop(index)[1])
+
+
+def _plain_latent_layers(loaded: tuple[Tensor, ...]) -> set[int | None]:
+    return {
         tensor.layer
         for tensor in loaded
         if tensor.module.endswith("kv_b_proj") and tensor.name == "weight" and tensor.dtype in _PLAIN
     }
-    for module in sorted({**before, **after}, key=lambda name: not _is_online(before.get(name, []), online)):
-        old, new = before.get(module, []), after.get(module, [])
-        for tensor in old:
-            if tensor in online:
-                held[tensor] = [load.allocate(tensor.size_bytes)]
-        latent = [tensor for tensor in new if tensor.name in _LATENT_COPIES]
-        if latent and latent[0].layer not in plain:
-            load.allocate(sum(tensor.size_bytes for tensor in latent))
-        for tensor in new:
-            if tensor not in held and tensor.name not in _LATENT_COPIES:
-                load.allocate(tensor.size_bytes)
-        for tensor in old:
-            if tensor not in new:
-                load.free(held[tensor].pop())
-
-
-def _is_online(tensors: list[Tensor], online: frozenset[Tensor]) -> bool:
-    return any(tensor in online for tensor in tensors)
 
 
 def _by_module(tensors: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:

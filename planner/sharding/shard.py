@@ -378,9 +378,8 @@ class _RankBuilder:
         self._write(module, storage)
 
     def _write(self, module: Module, storage: Storage) -> None:
-        name, component, layer = module.name, module.component, module.placement
-        if not isinstance(layer, int):
-            layer = None
+        name, component = module.name, module.component
+        layer = module.placement if isinstance(module.placement, int) else None
         created = [
             Tensor(name, item.name, item.shape, item.dtype, item.role, component, layer) for item in storage.created
         ]
