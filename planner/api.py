@@ -6,13 +6,13 @@ Every function takes a `Request` and raises `planner.errors` exceptions for what
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedError
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment, assess, refused_estimate
 from planner.memory.crosscheck import checkpoint_warning
@@ -20,7 +20,7 @@ from planner.memory.intervals import Confidence
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
 from planner.model.spec import ModelFiles, ModelSpec
-from planner.search.plan import SearchResult
+from planner.search.plan import Plan, SearchResult
 from planner.search.space import SearchOptions
 from planner.serve.command import serve_argv, shell_command
 from planner.values import Rejected, Value
@@ -28,6 +28,7 @@ from planner.values import Rejected, Value
 if TYPE_CHECKING:
     from planner.report.selection import Limits, Selection
     from planner.report.sweep import Axis, Pairs
+    from planner.search.analysis import Analysis
 
 DEFAULT_VERSION = "0.26.0"
 """The newest release verified on hardware."""
@@ -115,6 +116,40 @@ def fit(request: Request, options: SearchOptions) -> SearchResult:
     return search(model, gpus, options, request.version)
 
 
+def checkpoints(request: Request) -> Iterator[tuple[str, str, ModelSpec]]:
+    """(quantization scheme, id, model) of the other checkpoints that the model catalog knows of the request's model."""
+    from planner.sources.model_catalog import load_model_catalog
+
+    for scheme, name in load_model_catalog(request.model_catalogs).checkpoints(request.model).items():
+        try:
+            yield scheme or "unquantized", name, load_spec(request.model_copy(update={"model": name}))
+        except (Rejected, UnsupportedError, InputError):
+            continue
+
+
+def analyse(
+    request: Request,
+    options: SearchOptions,
+    result: SearchResult,
+    *,
+    pareto: bool = False,
+    sensitivity: bool = False,
+    variants: bool = False,
+) -> Analysis:
+    """What a search tells beside its plans; where it found none, the nearest misses."""
+    from planner.search import analysis
+
+    gpus = load_gpus(request)
+    try:
+        model = load_spec(request)
+    except Rejected:
+        return analysis.Analysis()
+    return analysis.analyse(
+        model, gpus, options, request.version, result, lambda: checkpoints(request), pareto=pareto,
+        sensitive=sensitivity, variants=variants,
+    )  # fmt: skip
+
+
 def launches(request: Request, result: SearchResult) -> list[tuple[list[str], dict[str, str], str]]:
     """How each plan of a search is started: argv, environment, and both as one shell line."""
     found = []
@@ -123,6 +158,13 @@ def launches(request: Request, result: SearchResult) -> list[tuple[list[str], di
         argv, env = serve_argv(request.model, plan.args, plan.assessment.config), dict(plan.args.env)
         found.append((argv, env, shell_command(argv, env)))
     return found
+
+
+def plan_command(request: Request, plan: Plan, model: str = "") -> str:
+    """The shell line of one plan; `model`: its checkpoint, where it is not the request's."""
+    assert plan.assessment.config is not None
+    argv = serve_argv(model or request.model, plan.args, plan.assessment.config)
+    return shell_command(argv, dict(plan.args.env))
 
 
 def report(
@@ -283,6 +325,8 @@ __all__ = [
     "DEFAULT_VERSION",
     "Request",
     "SearchOptions",
+    "analyse",
+    "checkpoints",
     "command_of",
     "estimate",
     "fit",

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from planner import api
 from planner.cli.options import planning_options
 from planner.cli.output import Format, LaunchForm, Output, check_format, check_launch_form, wants_color, write
+from planner.cli.search_flags import SearchFlags, search_flags
 from planner.errors import InputError
 from planner.search.space import Objective, SearchOptions, Workload
 
+if TYPE_CHECKING:
+    from planner.search.analysis import Analysis
+    from planner.search.plan import Plan
+
 
 @planning_options(required=False)
+@search_flags
 def fit(
     request: Any,
+    flags: SearchFlags,
     from_command: Annotated[
         str | None,
         typer.Option(
@@ -28,7 +35,7 @@ def fit(
     objective: Annotated[str, typer.Option("--objective", help="context, concurrency or balanced.")] = "balanced",
     concurrency: Annotated[
         int | None,
-        typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.", show_default=False),
+        typer.Option("--concurrency", help="Requests held at once, of max-model-len tokens.", show_default=False),
     ] = None,
     min_model_len: Annotated[int, typer.Option("--min-model-len", help="Shortest max-model-len that will do.")] = 1,
     images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
@@ -72,18 +79,29 @@ def fit(
         safety_margin,
         max_plans,
     )
+    request, options = flags.placed(request), flags.applied(options)
     result = api.fit(request, options)
+    analysis = None
+    if flags.pareto or flags.sensitivity or flags.variants or not result.plans:
+        analysis = api.analyse(
+            request, options, result, pareto=flags.pareto, sensitivity=flags.sensitivity, variants=flags.variants
+        )
     elapsed = time.perf_counter() - started
     heading = f"{request.model} on {request.gpus}, vLLM {request.version}"
     from planner.report.fit import Launch, fit_json
 
     launches = [Launch(*launch) for launch in api.launches(request, result)]
+    parts = _parts(request, analysis)
     if format == "json":
-        write(fit_json(result, launches, elapsed), output)
+        write(fit_json(result, launches, elapsed, parts), output)
     elif format == "text":
         from planner.report.fit_text import fit_text
 
         text = fit_text(heading, result, launches if launch_form is None else (), elapsed, color=wants_color(output))
+        if analysis is not None:
+            from planner.report.fit_analysis import analysis_text
+
+            text = f"{text.rstrip()}\n{analysis_text(analysis, parts, color=wants_color(output))}"
         if launch_form is not None and result.plans:
             best = result.plans[0]
             form = api.launch_form(request.model_copy(update={"args": best.args}), best.assessment, launch_form)
@@ -95,6 +113,18 @@ def fit(
         write(fit_csv(result, launches) if format == "csv" else fit_markdown(heading, result, launches), output)
     if not result.plans:
         raise typer.Exit(1)
+
+
+def _parts(request: Any, analysis: Analysis | None) -> dict[str, Any]:
+    """The keys that an analysis adds to the JSON."""
+    if analysis is None:
+        return {}
+    from planner.report.fit_analysis import analysis_record
+
+    def command(plan: Plan, model: str) -> str:
+        return api.plan_command(request, plan, model)
+
+    return analysis_record(analysis, command)
 
 
 def _options(

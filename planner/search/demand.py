@@ -11,7 +11,7 @@ from planner.memory.kv_capacity import request_bytes
 from planner.model.spec import ModelSpec
 from planner.search.media import media_tokens
 from planner.search.occupancy import Occupancy, moments, occupancy, shared_prefix, tokens_in_flight
-from planner.search.population import Ints, longest, means
+from planner.search.population import Ints, longest, means, share_above
 from planner.search.roofline import EFFICIENCY, decode_tokens_per_s, engine_load, prefill_tokens_per_s
 from planner.search.space import SearchOptions
 from planner.search.workload import PlanDemand, RequestMix
@@ -162,11 +162,17 @@ class Demands:
 
 
 def with_request_room(model: ModelSpec, options: SearchOptions) -> SearchOptions:
-    """The options with the media's tokens in the mix, and lengths that hold its longest request."""
-    mix, workload = options.workload.mix, options.workload
+    """The options with the media's tokens in the mix, and lengths that hold its longest request.
+
+    Of a fitted distribution, what is longer than the model or --max-model-len takes is cut to it.
+    """
+    mix, workload, length = options.workload.mix, options.workload, options.args.max_model_len
     if mix is None:
         return options
-    mix = mix.model_copy(update={"media_tokens": media_tokens(model, options)})
+    most = length if "max_model_len" in options.given and length is not None and length > 0 else None
+    most = model.derived_max_model_len if most is None else most
+    media = media_tokens(model, options)
+    mix = mix.model_copy(update={"media_tokens": media, "limit": most if mix.has_tail and most > media + 1 else None})
     least = max(workload.min_model_len, longest(mix))
     return options.model_copy(update={"workload": workload.model_copy(update={"mix": mix, "min_model_len": least})})
 
@@ -179,7 +185,7 @@ def demand_notes(mix: RequestMix, demand: PlanDemand) -> tuple[str, ...]:
         f"they need at least --max-num-seqs {demand.max_num_seqs}, --max-num-batched-tokens "
         f"{demand.max_num_batched_tokens:,} for prompts to keep pace with answers, and --max-model-len "
         f"{demand.longest_request_tokens:,} for the longest request"
-        + (" (the longest of 1,000, longer ones are cut)" if mix.has_tail else ""),
+        + (f" ({share_above(mix, demand.longest_request_tokens):.2%} are longer and cut)" if mix.has_tail else ""),
     ]
     if demand.concurrency_interval is not None:
         fast, slow = demand.concurrency_interval

@@ -28,6 +28,7 @@ from planner.search.roofline import EngineLoad, decode_tokens_per_s, engine_load
 from planner.search.search import all_candidates, exact_plan, explorers
 from planner.search.space import SearchOptions
 from planner.units import MIB
+from planner.values import Rejected
 
 SLACK_BYTES = 64 * MIB
 """How far a grid's headroom may be off: candidates that are beaten by less are replayed too."""
@@ -37,7 +38,7 @@ REFERENCE_TOKENS = 4096
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A plan with what it is judged by. `variant`: the checkpoint's scheme, "" for the model asked for; `accuracy`: 0
+    """A plan with what it is judged by. `variant`: the checkpoint's id, "" for the model asked for; `accuracy`: 0
     where nothing is given up, more the more is. `requests`: served at once, by all replicas. `tokens_per_s`: estimate
     of the decode speed of all of them (planner.search.roofline), None where the card's speed is not known."""
 
@@ -113,12 +114,13 @@ def front(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version:
     """The Pareto front of the whole grid, longest context first: plans that hold the workload's requests, one where
     the user names no number. Pipeline stages and fewer cards are always among the layouts."""
     options = options.model_copy(update={"objective": "context", "vary": (*options.vary, "data-parallel")})
-    hopes = [
-        hope
-        for explorer, accuracy in explorers(model, gpus, options, vllm_version)
-        for candidates in all_candidates(explorer)
-        for hope in _hopes(explorer, candidates, accuracy + (candidates.args.kv_cache_dtype != "auto"))
-    ]
+    hopes: list[_Hope] = []
+    try:
+        for explorer, accuracy in explorers(model, gpus, options, vllm_version):
+            for candidates in all_candidates(explorer):
+                hopes += _hopes(explorer, candidates, accuracy + (candidates.args.kv_cache_dtype != "auto"))
+    except Rejected:
+        return ()
     points = []
     known: dict[object, Plan | None] = {}
     for hope in _may_stand(hopes):
@@ -196,6 +198,11 @@ def _may_stand(hopes: list[_Hope]) -> Iterator[_Hope]:
         exact[count] = merits.requests, merits.headroom_bytes
         count += 1
         yield hope
+
+
+def labelled(points: Iterable[Point], variant: str, accuracy: int) -> list[Point]:
+    """The points of another checkpoint, `accuracy` steps less accurate than the model asked for."""
+    return [replace(point, variant=variant, accuracy=point.accuracy + accuracy) for point in points]
 
 
 def cheapest(gpu: GpuSpec) -> float | None:

@@ -80,4 +80,11 @@ def _drawn(mix: RequestMix) -> tuple[Ints, Ints]:
 
 def _longest(mix: RequestMix, prompts: Ints, outputs: Ints) -> int:
     whole = prompts + outputs
-    return int(np.ceil(np.percentile(whole, LONGEST_PERCENTILE))) if mix.has_tail else int(whole.max())
+    most = int(np.ceil(np.percentile(whole, LONGEST_PERCENTILE))) if mix.has_tail else int(whole.max())
+    return most if mix.limit is None else min(most, mix.limit)
+
+
+def share_above(mix: RequestMix, tokens: int) -> float:
+    """Share of the requests, uncut, that are longer than `tokens`."""
+    prompts, outputs = _drawn(mix)
+    return float((prompts + outputs > tokens).mean())

@@ -26,7 +26,8 @@ class RequestMix(Value):
 
     `prompt` and `output`: tokens of text, drawn apart; or `sample`: (prompt, output) of measured requests, which then
     count alone. The first `shared_prefix_tokens` of every prompt are the same text. `media_tokens` are added to every
-    prompt. `percentile`: the share of moments, in percent, at which the cache must hold all requests in flight.
+    prompt. No request is longer than `limit` tokens, if there is one. `percentile`: the share of moments, in percent,
+    at which the cache must hold all requests in flight.
     """
 
     prompt: TokenLengths
@@ -34,6 +35,7 @@ class RequestMix(Value):
     sample: tuple[tuple[int, int], ...] = ()
     shared_prefix_tokens: int = 0
     media_tokens: int = 0
+    limit: int | None = None
     percentile: float = 99.0
 
     @property

@@ -61,6 +61,27 @@ class ModelCatalog:
         document = self._by_name.get(reference.strip().casefold())
         return document.parse() if document else None
 
+    def checkpoints(self, reference: str) -> dict[str, str]:
+        """Other checkpoints of the same model, id by quantization scheme ("" for the unquantized one): those that the
+        entry names, or that the entry names which names this one."""
+        own = self._by_name.get(reference.strip().casefold())
+        if own is None:
+            return {}
+        entry = own.parse()
+        identity, family = str(entry["id"]), entry
+        if not entry.get("variants"):
+            naming = (document for document in self._documents if f": {identity}\n" in document.text)
+            for document in naming:
+                candidate = document.parse()
+                variants = candidate.get("variants")
+                if isinstance(variants, dict) and identity in variants.values():
+                    family = candidate
+        named = family.get("variants")
+        found = {str(scheme): str(name) for scheme, name in named.items()} if isinstance(named, dict) else {}
+        if family is not entry:
+            found = {"": str(family["id"]), **found}
+        return {scheme: name for scheme, name in found.items() if name != identity}
+
     def text(self, reference: str) -> str:
         """The YAML of one entry as the file has it. InputError with near misses when there is none."""
         document = self._by_name.get(reference.strip().casefold())
