@@ -15,7 +15,7 @@ def resized(
 ) -> EngineConfig:
     """`config` with these sizes and the graphs that they capture. The sizes must be ones that vLLM accepts together."""
     graphs = resolve_graphs(
-        args, model, release_for(config.vllm_version).release, resolve_speculation(args.speculative_config, model),
+        args, model, release_for(config.vllm_version).release, resolve_speculation(args, model),
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, capability=config.compute_capability,
         uniform_decode="FULL" in config.cudagraph_mode, is_v2=config.model_runner == "v2",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from planner.engine.parallel import refuse_parallel, refuse_sizes
 from planner.engine.precision import refuse_dtype_of_card, resolve_dtype
 from planner.engine.quantization import refuse_quantization, resolve_quantization
 from planner.engine.recurrent import resolve_mamba_cache_mode, resolve_prefix_caching, state_dtypes
-from planner.engine.runner import max_concurrent_batches, resolve_runner
+from planner.engine.runner import max_concurrent_batches, refuse_drafting, resolve_runner
 from planner.engine.speculative import resolve_speculation
 from planner.errors import InputError, UnsupportedError
 from planner.hardware.spec import GpuSpec
@@ -46,7 +46,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     encoder_mode, encoder_warnings = resolve_encoder_mode(args, model)
     method = resolve_quantization(args.quantization, model.quantization, release)
     refuse_sizes(args)
-    speculation = resolve_speculation(args.speculative_config, model)
+    speculation = resolve_speculation(args, model)
     length = default_length(model) if max_model_len == AUTO else max_model_len
     sizes = resolve_batch_sizes(args, model, gpu, release, length)
     adapters = resolve_adapters(args, model, release, speculation, sizes) if args.enable_lora else NO_ADAPTERS
@@ -57,6 +57,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     refuse_parallel(model, args, release)
     refuse_quantization(method, dtype, gpu, model.quantization)
     runner = resolve_runner(args, model, release, speculation)
+    refuse_drafting(runner, speculation, release)
     refuse_dtype_of_card(dtype, gpu)
     skip_layers = skipped_layers(cache_dtype, model)
     attention = _attention(model, gpu, args, release, dtype, cache_dtype, per_head_scales, skip_layers)

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from planner.engine.args import EngineArgs
 from planner.engine.speculative import Speculation
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedError
 from planner.model.spec import ModelSpec
 from planner.releases.release import Release
 from planner.values import reject
@@ -44,6 +44,18 @@ def resolve_runner(args: EngineArgs, model: ModelSpec, release: Release, specula
         f"vLLM {release.version} lists {model.architecture} for it" if listed else "the default for this kind of model"
     )
     return Runner(name="v2", reason=reason)
+
+
+def refuse_drafting(runner: Runner, speculation: Speculation, release: Release) -> None:
+    """Raises UnsupportedError where a head would draft in a runner whose buffers for it are not laid out."""
+    if not speculation.runs_head:
+        return
+    if runner.name != "v2":
+        message = f"drafting by {speculation.method} in the V1 model runner is not supported by this planner"
+        raise UnsupportedError("speculative_config", message)
+    if release.evidence != "verified on hardware":
+        message = f"drafting by {speculation.method} is modelled for vLLM 0.26.0, not for {release.version}"
+        raise UnsupportedError("speculative_config", message)
 
 
 def max_concurrent_batches(runner: Runner, *, async_scheduling: bool, pipeline_parallel_size: int) -> int:

@@ -7,7 +7,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from planner.engine.args import EngineArgs
 from planner.errors import UnsupportedError
+from planner.model.drafts import TAKES_EAGLE3, drafting_method
 from planner.model.spec import ModelSpec
 from planner.values import reject
 
@@ -24,6 +26,20 @@ _METHODS = (
     "dspark",
 )
 _WITHOUT_WEIGHTS = ("ngram", "suffix")
+_HEADS = ("eagle", "eagle3")
+_KNOWN_KEYS = frozenset(
+    {
+        "method",
+        "model",
+        "num_speculative_tokens",
+        "draft_tensor_parallel_size",
+        "draft_sample_method",
+        "rejection_sample_method",
+        "revision",
+        "code_revision",
+    }
+)
+_KNOWN_VALUES = {"draft_sample_method": ("greedy",), "rejection_sample_method": ("standard", "block")}
 
 
 class Speculation(Struct, frozen=True, kw_only=True):
@@ -37,24 +53,30 @@ class Speculation(Struct, frozen=True, kw_only=True):
         """Whether asynchronous scheduling stays on. Source: vLLM 0.26.0 config/vllm.py:1085."""
         return self.method is None or self.method in (*_EAGLE_LIKE, "ngram_gpu", "dspark")
 
+    @property
+    def runs_head(self) -> bool:
+        """Whether a head with weights of its own drafts."""
+        return self.method in _HEADS
 
-def resolve_speculation(text: str | None, model: ModelSpec) -> Speculation:
+
+def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     """Method and draft length. Raises Rejected for what vLLM refuses, UnsupportedError for drafts whose weights this
     planner does not lay out. Source: vLLM 0.26.0 config/speculative.py:660, 1224."""
-    if text is None:
+    if args.speculative_config is None:
         return Speculation()
-    config = _parsed(text)
-    name = config.get("model")
-    method = config.get("method") or ("ngram" if name in ("ngram", "[ngram]") else "draft_model")
-    method = "mtp" if isinstance(method, str) and method.endswith("_mtp") else method
+    config = _parsed(args.speculative_config)
+    method = model.draft.method if model.draft is not None else drafting_method(config, None)
     if method not in _METHODS:
         raise reject("flag", f"argument --speculative-config: method {method!r} is not one of {', '.join(_METHODS)}")
-    drafts = any(module.component == "draft_model" for module in model.modules)
-    if method not in _WITHOUT_WEIGHTS and not (method == "mtp" and drafts):
+    if method in _HEADS and model.draft is not None:
+        _refuse_head(config, args, model, method)
+    elif method not in _WITHOUT_WEIGHTS:
         raise UnsupportedError(
             "speculative_config", f"speculative decoding by {method} is not supported by this planner"
         )
     count = config.get("num_speculative_tokens")
+    if count is None and method in _HEADS:
+        raise reject("flag", "A speculative model was provided, but `num_speculative_tokens` was not provided")
     if count is None:
         raise reject(
             "flag",
@@ -64,6 +86,29 @@ def resolve_speculation(text: str | None, model: ModelSpec) -> Speculation:
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
         raise reject("flag", f"Expected num_speculative_tokens to be greater than zero ({count}).")
     return Speculation(method=method, num_speculative_tokens=count)
+
+
+def _refuse_head(config: dict[str, Any], args: EngineArgs, model: ModelSpec, method: str) -> None:
+    """What else is asked of a head: only what is known to leave memory alone, a target that it can read, one stage."""
+    part = "speculative_config"
+    for key, value in config.items():
+        if key not in _KNOWN_KEYS or value not in (None, *_KNOWN_VALUES.get(key, (value,))):
+            raise UnsupportedError(part, f"--speculative-config with {key} = {value} is not supported by this planner")
+    size, tp = config.get("draft_tensor_parallel_size"), args.tensor_parallel_size
+    if size not in (None, 1, tp):
+        raise reject(
+            "flag",
+            f"speculative_draft_tensor_parallel_size={size} cannot be other value than 1 or target model "
+            "tensor_parallel_size",
+        )
+    if size not in (None, tp):
+        raise UnsupportedError(part, "a draft model on fewer GPUs than its target is not supported by this planner")
+    if method == "eagle3" and model.architecture not in TAKES_EAGLE3:
+        raise UnsupportedError(part, f"EAGLE-3 drafting for {model.architecture} is not supported by this planner")
+    if args.pipeline_parallel_size > 1:
+        raise UnsupportedError(part, "a draft model beside pipeline parallelism is not supported by this planner")
+    if model.is_multimodal:
+        raise UnsupportedError(part, "a draft model for a multimodal target is not supported by this planner")
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from planner.engine.config import EngineConfig
 from planner.memory.compiled import CompiledForward
+from planner.memory.drafting import write_drafting
 from planner.memory.forward import Forward
 from planner.memory.multimodal.encoder import profiled_encoder
 from planner.memory.program import LiveTensor, Program, Stage
@@ -51,6 +52,10 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
     if isinstance(forward, CompiledForward):
         forward.write_compilation(program)
     hidden = forward.write(program, Step())
+    if isinstance(forward, CompiledForward) and model.draft is not None:
+        program.stage("compilation: the draft's embedding kernel")
+        forward.write_embedding_kernel(program)
+    write_drafting(program, model, share, config, tuple(forward.kept.handles))
     if share.pp_rank == share.pipeline_parallel_size - 1:
         program.stage("sampler")
         chosen = [] if v2 else [program.alloc("logits indices", seq=8)]

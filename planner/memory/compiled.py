@@ -10,6 +10,7 @@ checked to the byte against boots and allocator records on an H200.
 
 from __future__ import annotations
 
+from planner.memory.drafting import KeptStates
 from planner.memory.forward import Forward
 from planner.memory.indexer import write_indexer
 from planner.memory.layers import DecoderLayer
@@ -38,7 +39,9 @@ class CompiledForward(Forward):
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)
         output: int | None = None
+        self.kept = KeptStates(self.model, self.hidden)
         for index, layer in enumerate(self.layers):
+            self.kept.before(p, layer.index)
             residual, output = self._piece(p, layer, residual, output, first=index == 0)
         p.free(output, *self._arguments)
         self._arguments, self._timed = (), False
@@ -56,8 +59,12 @@ class CompiledForward(Forward):
         self._timed = True
         if self.kept_embeds:
             return
-        rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
         program.stage("compilation: embedding kernel")
+        self.write_embedding_kernel(program)
+
+    def write_embedding_kernel(self, program: Program) -> None:
+        """The timed run of an embedding kernel: a table, its rows, and the rows normalized, after two flushes."""
+        rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
         flushes = [program.alloc(_FLUSH, constant=FLUSH_BYTES) for _ in range(2)]
         program.free(*flushes)
         program.free(

@@ -18,6 +18,7 @@ from planner.memory.activation import forward_of, profile_program
 from planner.memory.adapters import adapter_indices
 from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
 from planner.memory.constants import Measured
+from planner.memory.drafting import write_drafting
 from planner.memory.layers import load_traits, takes_media
 from planner.memory.program import LiveTensor, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
@@ -108,6 +109,7 @@ class Boot:
         v2 = self.config.model_runner == "v2"
         rows = min(self.config.max_num_seqs, self._tokens)
         hidden = forward.write(program, Step(attends=v2, decodes=self._decodes(-(-self._tokens // rows))))
+        write_drafting(program, self.model, self.share, self.config, tuple(forward.kept.handles))
         if self._last:
             program.free(program.alloc("hidden states of the sampled rows", seq=forward.hidden))
         program.free(*index, hidden)
@@ -166,6 +168,7 @@ class Boot:
             head = head_of(self.model, self.share, self.config)
             warm_up_sample_v2(program, head, prefill=prefill, rows=tokens)
             program.free(sampled)
+        write_drafting(program, self.model, self.share, self.config, tuple(forward.kept.handles))
         program.free(*index, hidden)
         return program
 

@@ -64,7 +64,6 @@ class Forward:
             self.rotary_bytes = table.shape[0] * table.shape[-1] * 4
         self.step = Step()
         self._left = False
-        self.kept = KeptStates(model, self.hidden)
         self.deepstack = deepstack_levels(model) if self.kept_embeds and share.pp_rank == 0 else 0
 
     def write(self, program: Program, step: Step) -> int | None:
@@ -238,9 +237,8 @@ class Forward:
             p.drop(ROTARY_TABLE, constant=self.rotary_bytes)
         if self.mrope:
             held += self._rotate_media(p, query, key, contiguous=layer.has_qk_norm)
-        rounded = (
-            p.alloc("query in 8 bits", token=query // self.item) if self.config.kv_cache_dtype in FP8_CACHE else None
-        )
+        eighth = self.config.kv_cache_dtype in FP8_CACHE
+        rounded = p.alloc("query in 8 bits", token=query // self.item) if eighth else None
         output = p.alloc("attention output", token=layer.output_size(self.tp) * self.item)
         self._attend(p, layer)
         p.free(rounded)
@@ -487,8 +485,7 @@ class Forward:
         scratch = self.linears[name].before(p)
         out = p.alloc(what, token=width)
         self.linears[name].during(p)
-        p.free(*scratch)
-        self.linears[name].adapters.write(p)
+        self.linears[name].after(p, scratch)
         return self._reduce(p, out, reduced and self.tp > 1)
 
     def _reduce(self, p: Program, partial: int, needed: bool) -> int:

@@ -17,6 +17,7 @@ from planner.releases.choose import release_for
 from planner.releases.release import GraphBudget
 from planner.sharding.rank import RankShare
 from planner.units import MIB
+from planner.values import DTYPE_BYTES
 
 ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
 _ONE_STEP_ROWS = 256
@@ -61,7 +62,26 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
         stream += workspace + (len(mixed) + len(whole)) * measured.GRAPH_BYTES_V2.value
     if any(layer.shared is not None for layer in decoder_layers(model, share)):
         stream += 2 * workspace
-    return splits + _pool_bytes(model, share, config, max((*mixed, *whole))) + nodes + stream
+    pool = _pool_bytes(model, share, config, max((*mixed, *whole)))
+    return splits + pool + nodes + stream + draft_graph_bytes(model, config)
+
+
+def draft_graph_bytes(model: ModelSpec, config: EngineConfig) -> int:
+    """What capturing a draft head's graphs adds: one for each of the target's, one more for each number of requests
+    where it drafts several tokens, and the logits of the largest.
+
+    Source: vLLM 0.26.0 v1/worker/gpu/spec_decode/autoregressive/speculator.py:62, 86. No boot had one captured.
+    """
+    mixed, whole = captured_graphs(config)
+    if model.draft is None or not (mixed or whole):
+        return 0
+    query = config.num_speculative_tokens + 1
+    steps = tuple(size for size in config.cudagraph_capture_sizes if size <= config.max_num_seqs) if query > 2 else ()
+    graphs = len(mixed) + len(whole) + len(steps)
+    rows = max((*(size // query for size in whole), *steps), default=0)
+    words = model.draft.words + (model.draft.all_words if model.draft.target_layers else 0)
+    node = model.draft.layers * measured.GRAPH_NODE_BYTES.value + measured.GRAPH_BYTES_V2.value
+    return graphs * node + rows * words * DTYPE_BYTES[config.dtype]
 
 
 def cuda_graph_estimate_bytes(model: ModelSpec, share: RankShare, config: EngineConfig) -> int:

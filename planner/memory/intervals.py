@@ -16,11 +16,12 @@ from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
 from planner.memory.constants import Measured
 from planner.memory.device import cuda_context_bytes, non_torch_terms
-from planner.memory.graphs import captured_graphs, estimate_terms
+from planner.memory.graphs import captured_graphs, draft_graph_bytes, estimate_terms
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 from planner.units import MIB
+from planner.values import DTYPE_BYTES
 
 Confidence = Literal["safe", "expected"]
 MEASURED_CAPABILITY = (9, 0)
@@ -92,10 +93,12 @@ def spreads(
     known = is_verified(config)
     return Spreads(
         weights=Spread() if known else Spread(weights // 200 + 32 * MIB, weights // 200 + 32 * MIB),
-        peak=Spread() if known else Spread(peak * 6 // 100 + 32 * MIB, peak * 6 // 100 + 32 * MIB),
+        peak=_unmeasured_peak(model, config)
+        if known
+        else Spread(peak * 6 // 100 + 32 * MIB, peak * 6 // 100 + 32 * MIB),
         non_torch=_sum(1, non_torch_terms(config)),
         graph_estimate=_estimate(model, share, config),
-        graph_actual=_actual(share, config) if known else Spread(actual * 2 // 5, actual * 2 // 5),
+        graph_actual=_actual(model, share, config) if known else Spread(actual * 2 // 5, actual * 2 // 5),
         context=_of(cuda_context_bytes(model, config)) if known else Spread(context // 2, context // 4),
         residual=_of(measured.USED_RESIDUAL),
         unexplained=_of(measured.ENGINE_RESIDUAL),
@@ -120,9 +123,21 @@ def _estimate(model: ModelSpec, share: RankShare, config: EngineConfig) -> Sprea
     return sum((_of(constant, times) for constant, times in estimate_terms(model, share, config)), Spread())
 
 
-def _actual(share: RankShare, config: EngineConfig) -> Spread:
+def _unmeasured_peak(model: ModelSpec, config: EngineConfig) -> Spread:
+    """Of passes that no boot had: adapters or a draft head in a compiled model, where inductor decides what a buffer
+    shares. Two hidden states of the batch either way."""
+    if config.enforce_eager or not (config.enable_lora or model.draft is not None):
+        return Spread()
+    hidden = 2 * model.text.hidden_size * DTYPE_BYTES[config.dtype] * config.max_num_batched_tokens
+    return Spread(hidden, hidden)
+
+
+def _actual(model: ModelSpec, share: RankShare, config: EngineConfig) -> Spread:
     mixed, whole = captured_graphs(config)
     if not mixed and not whole:
         return Spread()
     nodes = (len(mixed) + len(whole)) * len(share.layers)
-    return _of(measured.GRAPH_NODE_BYTES, nodes) + _of(measured.GRAPH_STREAM_BYTES)
+    draft = draft_graph_bytes(model, config)
+    adapters = nodes * measured.GRAPH_NODE_BYTES.value if config.enable_lora else 0
+    unmeasured = Spread(draft, draft + adapters)
+    return _of(measured.GRAPH_NODE_BYTES, nodes) + _of(measured.GRAPH_STREAM_BYTES) + unmeasured

@@ -67,6 +67,11 @@ class LinearRun(Struct, frozen=True):
             if self.bias:
                 p.keep_here(CUBLASLT, constant=CUBLASLT_WORKSPACE_BYTES)
 
+    def after(self, p: Program, scratch: tuple[int, ...]) -> None:
+        """Free what was there for the product; then the adapters' part of the layer."""
+        p.free(*scratch)
+        self.adapters.write(p)
+
     def write_experts(self, p: Program, moe: FusedMoE, inner: int, item: int) -> None:
         """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation."""
         hidden, top_k = moe.hidden_size, moe.top_k

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from planner.engine.config import EngineConfig
+from planner.memory.drafting import draft_buffers
 from planner.memory.layers import latent_workspace_rows, takes_media, uses_mrope
 from planner.memory.program import LiveTensor
 from planner.model.modules import Attention
@@ -27,7 +28,7 @@ _KERNEL_BLOCK_TOKENS = 128
 def runner_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]:
     """Made when the runner is constructed, before the weights."""
     if config.model_runner == "v2":
-        return _v2_inputs(config)
+        return (*draft_buffers(model, config), *_v2_inputs(config))
     return _v1_inputs(model, config)
 
 
@@ -60,8 +61,8 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
         ("bad word token ids", 4 * _BAD_WORD_TOKENS),
         ("bad word offsets", 4 * (_BAD_WORDS + 1)),
         ("logprob token ids", 4 * _LOGPROB_TOKEN_IDS),
-        ("grammar rows", 4),
-        ("grammar bitmask", mask),
+        ("grammar rows", 4 * (config.num_speculative_tokens + 1)),
+        ("grammar bitmask", mask * (config.num_speculative_tokens + 1)),
     )
     return (*tensors, *(LiveTensor(name, bytes_per_seq=size) for name, size in rows))
 

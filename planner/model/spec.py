@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from planner.model.draft_spec import Draft
 from planner.model.engine_facts import EngineFacts
 from planner.model.modules import Module, PackedNames
 from planner.model.vision_spec import VisionSpec
@@ -62,6 +63,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
     same. `refusal`: the sentence with which this class fails to be built, whatever the flags.
     `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
+    `draft`: the head that drafts for it in speculative decoding, its modules among the model's.
     `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
     """
 
@@ -93,6 +95,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     checkpoint_bytes: int | None = None
     notes: tuple[str, ...] = ()
     evidence: Literal["exact", "derived", "unverified"] = "unverified"
+    draft: Draft | None = None
 
     @property
     def is_multimodal(self) -> bool:
