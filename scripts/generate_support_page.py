@@ -254,6 +254,7 @@ def features(exact: Rows, measured: Rows) -> str:
     cache_dtypes = Counter(case["config"]["kv_cache_dtype"] for case in pool)
     media = json.loads((TESTS / "data" / "media_measured.json").read_text())["runtime"]
     peaks = sum(len(values) for values in media.values())
+    adapters = json.loads((TESTS / "data" / "memory" / "adapter_boots.json").read_text())["boots"]
 
     def having(rows: Rows, **wanted: Any) -> int:
         return sum(all(test(row.get(key) or "") for key, test in wanted.items()) for row in rows)
@@ -281,9 +282,11 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak, eager": evidence(0, eager),
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks} batches of {len(media)} models; else {DERIVED}",
-        "`--enable-lora`": f"slots and scratch: {DERIVED}, for {len(TRAITS)} architectures; vLLM refuses "
-        f"{len(REFUSING)}; not supported on quantized experts, vision towers and releases other than 0.26.0",
-        "`--speculative-config`": f"`ngram`, `suffix`: {DERIVED}; drafts with weights are not supported",
+        "`--enable-lora`": f"{evidence(0, sum('enable_lora' in boot['args'] for boot in adapters))}; else {DERIVED}, for "
+        f"{len(TRAITS)} architectures; vLLM refuses {len(REFUSING)}; not supported on quantized experts, vision towers "
+        "and releases other than 0.26.0",
+        "`--speculative-config`": f"`ngram`: {evidence(0, sum('speculative_config' in boot['args'] for boot in adapters))}; "
+        f"`suffix`, `eagle` and `eagle3` heads of Llama's kind in the V2 runner: {DERIVED}; other drafts are not supported",
         "AMD and other accelerators": "not supported",
     }
     return "## Features\n\n" + table(("feature", "evidence"), parallel.items())

@@ -1,4 +1,5 @@
-"""Attention over keys and values that are expanded from a latent projection before they are cached (MiniCPM3)."""
+"""Attention with projections between the first one and the cache: MiniCPM3 expands whole keys and values from a latent,
+Step3 spreads one query over its heads."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from planner.memory.program import Program
 
 
 def is_expanded(layer: DecoderLayer) -> bool:
-    """Whether the layer projects to a latent and caches whole keys all the same."""
-    return layer.mla is None and layer.linear("kv_a_proj_with_mqa") is not None
+    """Whether the layer projects to a latent and caches whole keys all the same, or spreads a shared query."""
+    return layer.mla is None and (layer.linear("kv_a_proj_with_mqa") or layer.linear(".wq")) is not None
 
 
 def write_expanded_attention(
@@ -21,6 +22,8 @@ def write_expanded_attention(
 
     Source: vLLM 0.26.0 models/minicpm3.py:137 forward.
     """
+    if layer.linear(".wq") is not None:
+        return _shared_query(p, layer, linear, item=item, hidden=hidden, tp=tp)
     attention, out = layer.attention, layer.require("o_proj")
     down, up = layer.require("kv_a_proj_with_mqa"), layer.require("kv_b_proj")
     if attention is None:
@@ -42,6 +45,21 @@ def write_expanded_attention(
     padded = p.alloc("attention output", token=key)
     output = p.alloc("attention output, cut to the value", token=out.input_size // tp * item)
     p.free(padded)
+    result = linear(p, out.name, "attention block output", hidden, reduced=True)
+    p.free(output, *held)
+    return result
+
+
+def _shared_query(
+    p: Program, layer: DecoderLayer, linear: Callable[..., int], *, item: int, hidden: int, tp: int
+) -> int:
+    """The fused projection is whole on each rank (vLLM 0.26.0 models/step3_text.py:211 forward)."""
+    fused, spread, out = layer.require(".qkv_proj"), layer.require(".wq"), layer.require("o_proj")
+    held = [linear(p, fused.name, "shared query, key and value", sum(fused.output_sizes) * item)]
+    normed = p.alloc("normalized shared query", token=spread.input_size * item)
+    held.append(linear(p, spread.name, "query", sum(spread.output_sizes) // tp * item))
+    p.free(normed)
+    output = p.alloc("attention output", token=out.input_size // tp * item)
     result = linear(p, out.name, "attention block output", hidden, reduced=True)
     p.free(output, *held)
     return result

@@ -12,6 +12,7 @@ from planner.memory.multimodal.rule import MediaRule
 from planner.memory.multimodal.shaped import (
     ChunkRule,
     EdgeRule,
+    ErnieRule,
     Gemma4Rule,
     GlmRule,
     KimiRule,
@@ -20,7 +21,7 @@ from planner.memory.multimodal.shaped import (
 )
 from planner.memory.multimodal.sound import SoundRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule
-from planner.memory.multimodal.views import PackedRule, ViewRule
+from planner.memory.multimodal.views import PackedRule, ViewRule, WindowRule
 from planner.model.vision_spec import (
     DynamicPatches,
     FixedSize,
@@ -44,6 +45,7 @@ _SHAPED: dict[str, tuple[type[PatchRule], tuple[str, ...]]] = {
     "Qwen3_5": (PatchRule, _PIXEL_KEYS),
     "Glm4v": (GlmRule, _PIXEL_KEYS),
     "DotsOCR": (PatchRule, _PIXEL_KEYS),
+    "Ernie4_5_VL": (ErnieRule, _PIXEL_KEYS),
     "KimiK25": (ChunkRule, ()),
     "Qwen3OmniMoe": (PatchRule, _PIXEL_KEYS),
     "KimiVL": (KimiRule, ("in_token_limit",)),
@@ -58,7 +60,13 @@ _TILED = {
     "Mllama4": ("max_patches",),
     "Cohere2Vision": ("max_patches",),
 }
-_FIXED = {"Llava": (), "PaliGemma": (), "Gemma3n": (), "Gemma3": ("do_pan_and_scan", "pan_and_scan_max_num_crops")}
+_FIXED = {
+    "Llava": (),
+    "PaliGemma": (),
+    "Aria": (),
+    "Gemma3n": (),
+    "Gemma3": ("do_pan_and_scan", "pan_and_scan_max_num_crops"),
+}
 
 
 def media_item(
@@ -156,6 +164,9 @@ def visual_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> MediaRule:
     if isinstance(image, Tiles) and family in ("DeepseekOCR", "DeepseekOCR2"):
         kwargs.refuse_all_but(family)
         return OcrRule(family, image)
+    if isinstance(image, Tiles) and family == "Step3VL":
+        kwargs.refuse_all_but(family)
+        return WindowRule(family, image)
     if isinstance(image, Tiles) and family in _TILED:
         kwargs.refuse_all_but(family, *_TILED[family])
         return TileRule(family, image, kwargs)

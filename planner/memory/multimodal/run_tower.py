@@ -39,6 +39,8 @@ _STYLES: dict[str, TowerStyle] = {
     "Qwen3OmniMoe": "qwen3",
     "Glm4v": "glm4v",
     "DotsOCR": "dots",
+    "Ernie4_5_VL": "dots",
+    "Aria": "plain",
     "Llava": "plain",
     "LlavaNext": "plain",
     "LlavaOnevision": "plain",
@@ -52,6 +54,7 @@ _STYLES: dict[str, TowerStyle] = {
     "MiniCPMV4_6": "plain",
     "DeepseekVL2": "plain",
     "Lfm2VL": "plain",
+    "Step3VL": "rotated",
     "Mllama4": "moonvit",
     "KimiVL": "moonvit",
     "KimiK25": "moonvit",
@@ -177,7 +180,7 @@ def _projector(
         tp=tp if vision.family in _DIVIDED_PROJECTORS else 1,
         each_patch=vision.family == "MiniMaxM3",
         shuffles=merged > 1,
-        resamples=vision.family == "MiniCPMV",
+        resamples=vision.family in ("MiniCPMV", "Aria"),
     )
 
 

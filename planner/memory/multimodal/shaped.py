@@ -67,6 +67,35 @@ class GlmRule(PatchRule, frozen=True):
         return int(height * scale), int(width * scale)
 
 
+class ErnieRule(PatchRule, frozen=True):
+    """ERNIE 4.5 VL: the dummy is what a huge square becomes; two frames of a video share their tokens."""
+
+    def largest_size(self) -> tuple[int, int]:
+        item = self.image(_HUGE, _HUGE)
+        return item.width, item.height
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        return MediaRule.largest_image(self, width, height)
+
+    def largest_video(
+        self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
+    ) -> LargestItem:
+        """As many frames as the context holds beside an image; the profiled dummy stands alone."""
+        wide, high = self.largest_size()
+        image = self.image(wide, high).tokens
+        budgeted = self._most_frames(max_model_len - (image if beside_image else 0), image)
+        alone = self._most_frames(max_model_len, image)
+        dummy = self.video(min(wide, width or wide), min(high, height or high), min(alone, frames or alone))
+        return LargestItem(modality="video", max_tokens=self.video(wide, high, budgeted).tokens, item=dummy)
+
+    def longest_video(self, max_tokens: int) -> MediaItem:
+        wide, high = self.largest_size()
+        return self.video(wide, high, self._most_frames(max_tokens, self.image(wide, high).tokens))
+
+    def _most_frames(self, room: int, pair_tokens: int) -> int:
+        return self.rule.temporal_patch_size * max(1, room // pair_tokens)
+
+
 class KimiRule(PatchRule, frozen=True):
     """Kimi-VL shrinks to a number of patches and pads to whole cells; its dummy is 1024 x 1024."""
 

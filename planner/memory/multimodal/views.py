@@ -1,14 +1,14 @@
-"""A whole view beside tiles: DeepSeek-VL2's squares, and LFM2-VL's, whose view keeps the image's shape.
+"""A whole view beside tiles: DeepSeek-VL2's squares, Step3-VL's windows, LFM2-VL's packed patches.
 
-Source: vLLM 0.26.0 model_executor/models/deepseek_vl2.py:170, lfm2_vl.py:120-300,
-transformers_utils/processors/deepseek_vl2.py.
+Source: vLLM 0.26.0 model_executor/models/deepseek_vl2.py:170, step3_vl.py:97,
+lfm2_vl.py:120-300, transformers_utils/processors/{deepseek_vl2,step3_vl}.py.
 """
 
 from __future__ import annotations
 
 from math import isqrt
 
-from planner.memory.multimodal.item import MediaItem
+from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS
 from planner.memory.multimodal.patches import Bounds, smart_resize
 from planner.memory.multimodal.rule import CHANNELS, MediaRule
@@ -16,6 +16,7 @@ from planner.memory.multimodal.squares import TileRule, best_pinpoint, squares_i
 from planner.model.vision_spec import PackedTiles, Pinpoints, Tiles
 
 _MARKERS = 2
+_VIEW, _WINDOW, _WINDOW_TOKENS, _LONGEST, _THIN = 728, 504, 81, 3024, 32
 
 
 class ViewRule(MediaRule, frozen=True):
@@ -34,6 +35,56 @@ class ViewRule(MediaRule, frozen=True):
     def largest_size(self) -> tuple[int, int]:
         sizes = [(width, height) for height, width in self.rule.pinpoints]
         return max(sizes, key=lambda size: self.image(*size).tokens)
+
+
+class WindowRule(MediaRule, frozen=True):
+    """Step3-VL: a view of the whole image and windows of 504 pixels, whose budget counts their markers too."""
+
+    family: str
+    rule: Tiles
+
+    def image(self, width: int, height: int) -> MediaItem:
+        windows, newlines = self._windows(width, height)
+        tokens = self.rule.tokens + windows * _WINDOW_TOKENS
+        return MediaItem(
+            modality="image",
+            tokens=tokens,
+            prompt_tokens=tokens + _MARKERS * (1 + windows) + newlines,
+            patches=self.rule.patches + windows * (_WINDOW // self.rule.patch_size) ** 2,
+            sequences=1 + windows,
+            input_values=CHANNELS * (self.rule.image_size**2 + windows * _WINDOW**2),
+            width=self.rule.image_size,
+            height=self.rule.image_size,
+        )
+
+    def largest_size(self) -> tuple[int, int]:
+        return _LONGEST, _LONGEST
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        most = self.image(_LONGEST, _LONGEST).prompt_tokens
+        dummy = self.image(min(_LONGEST, width or _LONGEST), min(_LONGEST, height or _LONGEST))
+        return LargestItem(modality="image", max_tokens=most, item=dummy)
+
+    def _windows(self, width: int, height: int) -> tuple[int, int]:
+        """Windows, and rows of them that end with a newline."""
+        if min(width, height) < _THIN and max(width, height) > 4 * min(width, height):
+            width = height = max(width, height)
+        scale = min(1.0, _LONGEST / max(width, height))
+        width, height = int(width * scale), int(height * scale)
+        long, short = max(width, height), min(width, height)
+        if long < _VIEW:
+            side = short if long / short > 1.5 else 0
+        else:
+            side = min(short, _WINDOW) if long / short > 4 else _WINDOW
+        if side == 0 or self.rule.max_tiles == 0:
+            return 0, 0
+        columns, rows = _cells(width, side), _cells(height, side)
+        return columns * rows, rows - 1
+
+
+def _cells(pixels: int, side: int) -> int:
+    """Windows along a side: one more where more than a fifth of one is left."""
+    return max(1, pixels // side + (1 if pixels / side - pixels // side > 0.2 else 0))
 
 
 class PackedRule(MediaRule, frozen=True):
