@@ -100,7 +100,7 @@ class DecoderLayer(Struct, frozen=True):
                 m
                 for m in self.modules
                 if isinstance(m, Linear)
-                and "shared_expert" in m.name
+                and _is_shared(m.name)
                 and "gate." not in m.name.rsplit("shared_expert", 1)[-1][:5]
             ]
         )
@@ -121,6 +121,8 @@ class DecoderLayer(Struct, frozen=True):
             "in_proj_qkvz",
             "in_proj_ba",
             "conv1d",
+            "qkv_proj",
+            "wq",
         }
         return _pair(
             [
@@ -129,7 +131,7 @@ class DecoderLayer(Struct, frozen=True):
                 if isinstance(m, Linear)
                 and m is not out
                 and m.name.rsplit(".", 1)[-1] not in skipped
-                and "shared_expert" not in m.name
+                and not _is_shared(m.name)
             ]
         )
 
@@ -176,6 +178,11 @@ class DecoderLayer(Struct, frozen=True):
         if self.qkv is None:
             raise self.unsupported("attention")
         return self.qkv
+
+
+def _is_shared(name: str) -> bool:
+    """A linear of shared experts: Step names them in the singular."""
+    return "shared_expert" in name or ".share_expert." in name
 
 
 _MIXER_LINEARS = frozenset({
