@@ -259,6 +259,9 @@ def features(exact: Rows, measured: Rows) -> str:
     def having(rows: Rows, **wanted: Any) -> int:
         return sum(all(test(row.get(key) or "") for key, test in wanted.items()) for row in rows)
 
+    def with_flag(name: str) -> int:
+        return sum(name in boot["args"] for boot in adapters)
+
     def many(value: str) -> bool:
         return value not in ("", "1")
 
@@ -282,11 +285,10 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak, eager": evidence(0, eager),
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks} batches of {len(media)} models; else {DERIVED}",
-        "`--enable-lora`": f"{evidence(0, sum('enable_lora' in boot['args'] for boot in adapters))}; else {DERIVED}, for "
-        f"{len(TRAITS)} architectures; vLLM refuses {len(REFUSING)}; not supported on quantized experts, vision towers "
-        "and releases other than 0.26.0",
-        "`--speculative-config`": f"`ngram`: {evidence(0, sum('speculative_config' in boot['args'] for boot in adapters))}; "
-        f"`suffix`, `eagle` and `eagle3` heads of Llama's kind in the V2 runner: {DERIVED}; other drafts are not supported",
+        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora'))}; else {DERIVED}, for {len(TRAITS)} architectures; "
+        f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, vision towers and releases other than 0.26.0",
+        "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config'))}; `suffix`, and `eagle` and "
+        f"`eagle3` heads of Llama's kind in the V2 runner: {DERIVED}; other drafts are not supported",
         "AMD and other accelerators": "not supported",
     }
     return "## Features\n\n" + table(("feature", "evidence"), parallel.items())

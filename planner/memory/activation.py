@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 from planner.engine.config import EngineConfig
+from planner.memory.adapters import keep_addresses
 from planner.memory.compiled import CompiledForward
 from planner.memory.drafting import write_drafting
 from planner.memory.forward import Forward
@@ -48,6 +49,7 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
     encoded = profiled_encoder(program, model, share, config)
     program.stage("inputs")
     index = batch_index(program) if v2 else []
+    keep_addresses(program, share, config)
     forward = forward_of(model, share, config)
     if isinstance(forward, CompiledForward):
         forward.write_compilation(program)
@@ -67,7 +69,8 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
         else:
             rows = min(config.max_num_seqs, config.max_num_batched_tokens)
             rule = release_for(config.vllm_version).release.sampler_rule
-            dummy_sample_v1(program, head, config.sm_count or _DEFAULT_SM_COUNT, rows, rule)
+            sms, drafts = config.sm_count or _DEFAULT_SM_COUNT, config.speculative_method is not None
+            dummy_sample_v1(program, head, sms, rows, rule, drafts=drafts)
         program.free(sampled, *chosen)
     else:
         program.free(*index)

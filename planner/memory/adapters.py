@@ -29,7 +29,29 @@ def adapter_indices(config: EngineConfig) -> tuple[LiveTensor, ...]:
         LiveTensor("adapters of batches", bytes_per_seq=8),
         *_kernel_metadata("tokens", config.max_loras),
         *_kernel_metadata("sampled rows", config.max_loras),
+        *((_FP4_TABLE,) if config.model_runner == "v2" else ()),
     )
+
+
+_FP4_TABLE = LiveTensor("FlashInfer's table of 4-bit floats", constant_bytes=64)
+"""Made on the GPU when vLLM's expert adapters import FlashInfer, which V1 has done before (seen on an H200)."""
+
+
+def keep_addresses(p: Program, share: RankShare, config: EngineConfig) -> None:
+    """Where the slots of fused layers lie, told to the kernels the first time that they run with adapters, which in V2
+    is the profile run: one tensor for A, and for B two, or six where its slices differ in size.
+
+    Source: vLLM 0.26.0 lora/ops/triton_ops/utils.py:24, 68.
+    """
+    if config.model_runner != "v2":
+        return
+    slices: dict[str, list[int]] = {}
+    for tensor in share.adapters:
+        if tensor.name == "lora_b" and len(tensor.shape) == _LINEAR_DIMENSIONS:
+            slices.setdefault(tensor.module, []).append(tensor.shape[2])
+    for module, sizes in slices.items():
+        for index in range(0 if len(sizes) == 1 else 3 if len(set(sizes)) == 1 else 7):
+            p.keep(f"addresses of adapters of {module}, {index}", constant=8 * len(sizes))
 
 
 def _kernel_metadata(what: str, slots: int) -> tuple[LiveTensor, ...]:

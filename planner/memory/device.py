@@ -183,7 +183,8 @@ class Boot:
             chosen = program.alloc("logits indices", seq=8)
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
             head = head_of(self.model, self.share, self.config)
-            dummy_sample_v1(program, head, self.config.sm_count or _DEFAULT_SM_COUNT, rows, self._release.sampler_rule)
+            sms, drafts = self.config.sm_count or _DEFAULT_SM_COUNT, self.config.speculative_method is not None
+            dummy_sample_v1(program, head, sms, rows, self._release.sampler_rule, drafts=drafts)
             program.free(sampled, chosen)
         program.free(hidden)
         self._replay(program, rows, rows)
@@ -235,7 +236,7 @@ def _reduction_buffer_bytes(tp: int) -> int:
 
 def non_torch_bytes(config: EngineConfig) -> int:
     """vLLM's non-torch memory: what the device has given outside PyTorch from then to the end of the profile run."""
-    return sum(term.value for term in non_torch_terms(config))
+    return sum(term.value for term in non_torch_terms(config)) + dict(config.calibrated).get("non_torch_bytes", 0)
 
 
 def non_torch_terms(config: EngineConfig) -> tuple[Measured, ...]:

@@ -108,8 +108,11 @@ def dummy_sample_v2(p: Program, head: Head) -> None:
     p.free(*scratch, *index, logits)
 
 
-def dummy_sample_v1(p: Program, head: Head, sm_count: int, max_rows: int, rule: SamplerRule = "masked") -> None:
-    """V1's dummy sampler: top-k and top-p in float32 over the whole vocabulary. `rule` "sorted": older releases."""
+def dummy_sample_v1(
+    p: Program, head: Head, sm_count: int, max_rows: int, rule: SamplerRule = "masked", *, drafts: bool = False
+) -> None:
+    """V1's dummy sampler: top-k and top-p in float32 over the whole vocabulary. `rule` "sorted": older releases.
+    `drafts`: speculative decoding, with one draft token a request to accept or reject."""
     p.stage("sampler")
     random = p.alloc("random hidden states", seq=head.hidden * head.item)
     logits = head.logits(p)
@@ -130,7 +133,36 @@ def dummy_sample_v1(p: Program, head: Head, sm_count: int, max_rows: int, rule: 
     programs = min(sm_count, max_rows)
     p.keep("Triton top-k and top-p buffer", constant=min(_power_of_two(programs), sm_count) * wide)
     probabilities, noise = p.alloc("probabilities", seq=wide), p.alloc("exponential noise", seq=wide)
-    p.free(noise, probabilities, greedy, scores, *metadata, logits, random)
+    p.free(noise, probabilities, greedy, scores)
+    if drafts:
+        logits = _reject_drafts(p, head, logits)
+    p.free(*metadata, logits, random)
+
+
+def _reject_drafts(p: Program, head: Head, logits: int) -> int:
+    """Logits of a draft and a bonus token a request take the place of `logits`; the bonus tokens are sampled, then the
+    drafts checked against the target's probabilities. Gives the new logits' handle.
+
+    Source: vLLM 0.26.0 v1/worker/gpu_model_runner.py:6243, v1/sample/rejection_sampler.py:100, 474, 684; to the byte as
+    a boot on an H200 (Qwen2.5-7B, ngram).
+    """
+    p.stage("sampler: drafts")
+    wide, row = 4 * head.vocab, head.vocab * head.item
+    pairs = p.alloc("logits of draft and bonus tokens", seq=2 * row)
+    p.free(logits)
+    bonus = p.alloc("bonus logits", seq=row)
+    held = [bonus, p.alloc("raw bonus logits in float32", seq=wide)]
+    scores = p.alloc("bonus logits in float32", seq=wide)
+    masked, probabilities = p.alloc("logits masked to top-k", seq=wide), p.alloc("probabilities", seq=wide)
+    p.free(probabilities, masked, scores)
+    narrow = p.alloc("draft logits", seq=row)
+    held.append(p.alloc("raw draft logits in float32", seq=wide))
+    p.free(narrow)
+    held.append(p.alloc("draft logits in float32", seq=wide))
+    held.append(p.alloc("target probabilities", seq=wide))
+    held += [p.alloc("exponential noise", seq=wide), p.alloc("inverse of the noise", seq=wide)]
+    p.free(*reversed(held))
+    return pairs
 
 
 def _sort_sample(p: Program, wide: int) -> None:

@@ -46,11 +46,12 @@ def test_slots_and_indices_are_weights_memory(plain: Assessment, adapted: Assess
 
 
 def test_each_pass_has_float32_scratch_of_the_widest_layer(plain: Assessment, adapted: Assessment) -> None:
-    """At the height of the pass one or two fused layers have theirs: 4 bytes x rank for each."""
+    """At the height of the pass one layer has its own, 4 bytes x rank; the kernels keep the addresses of each layer's
+    slots in ten small tensors, seven of QKV, whose slices differ in size, three of gate and up."""
     assert plain.estimate.per_gpu is not None
     assert adapted.estimate.per_gpu is not None
     more = adapted.estimate.per_gpu.peak_activation_bytes - plain.estimate.per_gpu.peak_activation_bytes
-    assert more in (4 * RANK * TOKENS, 2 * 4 * RANK * TOKENS)
+    assert more == 4 * RANK * TOKENS + 28 * 10 * 512
 
 
 @pytest.mark.parametrize(("flags", "cases"), [({}, 2), ({"specialize_active_lora": True}, 5)])
