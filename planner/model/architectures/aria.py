@@ -56,7 +56,8 @@ def _queries(config: ConfigView) -> int:
     given = config.raw("projector_patch_to_query_dict", {"1225": 128, "4900": 256})
     if not isinstance(given, dict) or not given or not all(isinstance(value, int) for value in given.values()):
         raise InputError(f"{config.where}: projector_patch_to_query_dict must map patches to queries")
-    return max(given.values())
+    most: int = max(given.values())
+    return most
 
 
 def _projector(width: int, output: int, queries: int, base: str = "multi_modal_projector") -> list[Module]:
