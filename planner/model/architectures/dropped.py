@@ -33,14 +33,6 @@ LAST_RELEASE = {
     "Tarsier2ForConditionalGeneration": "0.23.0",
     "MantisForConditionalGeneration": "0.24.0",
     "TeleChatForCausalLM": "0.25.0",
-    "Phi4MultimodalForCausalLM": "0.12.0",
-    "Dots1ForCausalLM": "0.23.0",
-    "BambaForCausalLM": "0.23.0",
-    "MiniMaxForCausalLM": "0.23.0",
-    "MusicFlamingoForConditionalGeneration": "0.24.0",
-    "AyaVisionForConditionalGeneration": "0.24.0",
-    "PersimmonForCausalLM": "0.25.0",
-    "FuyuForCausalLM": "0.25.0",
 }
 
 
