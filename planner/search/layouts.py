@@ -17,6 +17,9 @@ BLOCK_SIZES = (32, 64, 128)
 """Tokens in a cache block to try beside vLLM's own choice."""
 
 
+_DEPTHS = 8
+
+
 class Layout(Struct, frozen=True):
     """A layout that vLLM accepts (deployment) or refuses (rejection). `args` has the sizes at vLLM's defaults."""
 
@@ -34,9 +37,10 @@ def tensor_parallel_sizes(gpus: GpuPool, options: SearchOptions) -> tuple[int, .
 
 
 def pipeline_parallel_sizes(gpus: GpuPool, tensor_parallel_size: int, model: ModelSpec) -> tuple[int, ...]:
-    """Stages beyond one that fit the pool and leave each at least one layer."""
+    """Stages beyond one that fit the pool and leave each at least one layer: all up to _DEPTHS (a stage count that fits
+    fewer cards is among those of more cards), and of deeper ones those that use every card."""
     room = min(gpus.world_size // tensor_parallel_size, model.text.num_hidden_layers)
-    return tuple(stages for stages in range(2, room + 1) if room % stages == 0 or stages == room)
+    return tuple(stages for stages in range(2, room + 1) if stages <= _DEPTHS or room % stages == 0 or stages == room)
 
 
 def data_parallel_sizes(

@@ -84,14 +84,15 @@ def explorers(
 
 
 def all_candidates(explorer: Explorer) -> Iterator[Candidates]:
-    """Every layout of the pool, pipeline stages included."""
+    """Every layout of the pool, pipeline stages that use every card included."""
     model, gpus, options = explorer.model, explorer.gpus, explorer.options
     for cache_dtype in cache_dtypes(options):
         for tp in tensor_parallel_sizes(gpus, options):
             if "pipeline_parallel_size" in options.given:
                 depths: tuple[int, ...] = (options.args.pipeline_parallel_size,)
             else:
-                depths = (1, *pipeline_parallel_sizes(gpus, tp, model))
+                ranks = gpus.world_size // tp
+                depths = (1, *(deep for deep in pipeline_parallel_sizes(gpus, tp, model) if ranks % deep == 0))
             for stages in depths:
                 for replicas in data_parallel_sizes(gpus, options, model, tp, stages):
                     candidates = explorer.candidates(cache_dtype, tp, stages, replicas)
