@@ -37,7 +37,8 @@ DEFAULT_VERSION = "0.26.0"
 class Request(Value):
     """What the user asks about. `given` names the EngineArgs fields that were set on purpose; `extra_argv` holds
     options of a pasted command that leave memory alone and stay in the command. `confidence`: whether the verdict must
-    hold at the unfavourable ends of the intervals, or by expected values."""
+    hold at the unfavourable ends of the intervals, or by expected values. `calibration`: a file of `vplan calibrate`,
+    None for the user's own, "none" for no file."""
 
     model: str
     gpus: str
@@ -50,6 +51,7 @@ class Request(Value):
     args: EngineArgs = EngineArgs()
     extra_argv: tuple[str, ...] = ()
     confidence: Confidence = "safe"
+    calibration: str | None = None
 
     @property
     def version(self) -> str:
@@ -91,11 +93,13 @@ def load_spec(request: Request) -> ModelSpec:
 
 
 def load_gpus(request: Request) -> GpuPool:
-    """The cards that the request names."""
+    """The cards that the request names, with what a calibration knows of them."""
+    from planner.sources.calibration import calibrated
     from planner.sources.gpu_pool import parse_gpus
     from planner.sources.hardware_catalog import load_hardware_catalog
 
-    return parse_gpus(request.gpus, load_hardware_catalog(request.hardware_catalogs))
+    gpus = parse_gpus(request.gpus, load_hardware_catalog(request.hardware_catalogs))
+    return calibrated(gpus, request.calibration)
 
 
 def estimate(request: Request) -> Assessment:

@@ -14,7 +14,9 @@ from planner.cli.options import planning_options
 from planner.cli.output import Output, write
 from planner.cli.verify_output import render
 from planner.errors import InputError
-from planner.verify.calibration import Entry, command_in, entry_of, merged, read_calibration, write_calibration
+from planner.hardware.spec import Calibration
+from planner.sources.calibration import NONE, default_path, read_calibration
+from planner.verify.calibration import command_in, entry_of, merged, write_calibration
 from planner.verify.compare import compare
 from planner.verify.outcome import Outcome
 from planner.verify.readings import Reading, clean, find_failure, read_log, version_in
@@ -39,12 +41,12 @@ def calibrate(
     Example: vplan calibrate vllm.log --gpus l20:1
     """
     parts: list[str] = []
-    entries: list[Entry] = []
+    entries: list[Calibration] = []
     for log in logs:
         text, entry = _compared(log, request, command)
         parts.append(f"# {log}\n{text}")
         entries.append(entry)
-    path = save or _default_path()
+    path = save or default_path()
     found = merged(() if dry_run else read_calibration(path), entries)
     for entry in found:
         shift = ", ".join(f"{term.removesuffix('_bytes')} +{size}" for term, size in entry.add_bytes.items())
@@ -57,7 +59,7 @@ def calibrate(
     write("\n\n".join(parts), output)
 
 
-def _compared(log: Path, request: Any, command: str | None) -> tuple[str, Entry]:
+def _compared(log: Path, request: Any, command: str | None) -> tuple[str, Calibration]:
     """The comparison of one log as text, and what it adds."""
     try:
         lines = [clean(line) for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
@@ -66,7 +68,7 @@ def _compared(log: Path, request: Any, command: str | None) -> tuple[str, Entry]
     version = request.vllm_version or version_in(lines)
     if version is None:
         raise InputError(f"{log}: it does not say which vLLM wrote it; give --vllm-version")
-    asked = _request(log, lines, request.model_copy(update={"vllm_version": version}), command)
+    asked = _request(log, lines, request.model_copy(update={"vllm_version": version, "calibration": NONE}), command)
     failure = find_failure(lines)
     if failure is not None:
         raise InputError(f"{log}: this engine did not start: {failure.message}")
@@ -86,9 +88,3 @@ def _request(log: Path, lines: list[str], beside: Any, command: str | None) -> A
     if not asked.model or (command is None and not asked.given):
         raise InputError(f"{log}: it does not tell its flags; give --command or the same flags")
     return asked if asked.gpus else asked.model_copy(update={"gpus": "local"})
-
-
-def _default_path() -> Path:
-    from platformdirs import user_config_path
-
-    return user_config_path("vplan") / "calibration.json"

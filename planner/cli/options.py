@@ -166,6 +166,17 @@ def _parameters(required: bool) -> list[inspect.Parameter]:
                 typer.Option("--model-catalog", help="More models, a YAML file; repeatable.", show_default=False),
             ],
         ),
+        inspect.Parameter(
+            "calibration",
+            keyword,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(
+                    "--calibration", help="A file of `vplan calibrate`, or none; yours by default.", show_default=False
+                ),
+            ],
+        ),
     ]
     for flag in ENGINE_FLAGS:
         annotation = _optional(flag.kind, flag.help, flag.spelling)
@@ -235,6 +246,7 @@ def _request(values: dict[str, Any]) -> Request:
         offline=values["offline"],
         hardware_catalogs=tuple(values["hardware_catalog"] or ()),
         model_catalogs=tuple(values["model_catalog"] or ()),
+        calibration=values["calibration"],
         given=tuple(sorted(given)),
         args=EngineArgs(**given, env=tuple(_assignment(item) for item in values["env"] or ())),
     )

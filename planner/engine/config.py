@@ -78,6 +78,7 @@ class EngineConfig(Value):
     lora_dtype: DType | None = None
     lora_target_modules: tuple[str, ...] | None = None
     lora_capture_cases: int = 1
+    calibrated: tuple[tuple[str, int], ...] = ()
 
     @property
     def world_size(self) -> int:

@@ -8,6 +8,7 @@ from planner.engine.args import EngineArgs
 from planner.engine.attention import AttentionChoice, AttentionSettings, choose_attention
 from planner.engine.batching import resolve_batch_sizes
 from planner.engine.cache_dtype import cache_tensor_dtype, refuse_e5m2, resolve_cache_dtype, skipped_layers
+from planner.engine.calibrated import resolve_calibration
 from planner.engine.config import EngineConfig
 from planner.engine.graphs import resolve_graphs, runs_eager
 from planner.engine.length import AUTO, default_length, resolve_max_model_len
@@ -70,6 +71,7 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
     async_scheduling = speculation.allows_async
     conv_dtype, ssm_dtype = state_dtypes(model, dtype)
     notes = (choice.warning,) if choice.warning else ()
+    calibrated, calibration_warnings = resolve_calibration(gpu, model.name, vllm_version)
     return EngineConfig(
         vllm_version=release.version,
         model_runner=runner.name,
@@ -128,7 +130,8 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         env=args.env,
         disable_hybrid_kv_cache_manager=_disables_hybrid_manager(model, args),
         warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings,
-                  *adapters.warnings),
+                  *adapters.warnings, *calibration_warnings),
+        calibrated=calibrated,
     )  # fmt: skip
 
 

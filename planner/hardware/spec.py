@@ -25,6 +25,31 @@ class Price(Value):
         return self.offer.partition(" ")[0].casefold()
 
 
+CALIBRATED_TERMS = ("non_torch_bytes", "cuda_graph_actual_bytes")
+"""The terms that no source gives, so that a machine's own logs may raise them."""
+
+
+class Calibration(Value):
+    """What logs of one release and model on one card showed beyond the prediction; it only ever adds.
+
+    `add_bytes`: what each term of CALIBRATED_TERMS took more, beyond the rounding of the log. `cache_short_bytes`: how
+    much less cache there was than predicted.
+    """
+
+    gpu: str
+    vllm_version: str
+    model: str
+    add_bytes: dict[str, int] = {}
+    cache_short_bytes: int = 0
+    logs: int = 1
+
+    def shifts(self) -> dict[str, int]:
+        """Bytes to add to each term. Cache that was missing for whatever reason counts as non-torch memory."""
+        found = dict(self.add_bytes)
+        found["non_torch_bytes"] = max(found.get("non_torch_bytes", 0), self.cache_short_bytes)
+        return {term: size for term, size in found.items() if size}
+
+
 class GpuSpec(Value):
     """One GPU model.
 
@@ -52,6 +77,7 @@ class GpuSpec(Value):
     prices: tuple[Price, ...] = ()
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
 
 
 class GpuPool(Value):

@@ -10,31 +10,16 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
 from planner.errors import InputError, OutsideError
+from planner.hardware.spec import CALIBRATED_TERMS, Calibration
 from planner.memory.result import Estimate
 from planner.verify.compare import predicted_values
 from planner.verify.readings import Figure, Reading
-
-SCHEMA = "vplan.calibration/1"
-SHIFTED = ("non_torch_bytes", "cuda_graph_actual_bytes")
-"""The terms whose excess is kept: no source gives them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One engine on one card. `add_bytes`: what each shifted term took beyond its prediction and the rounding of the
-    log. `cache_short_bytes`: how much less cache there was than predicted."""
-
-    gpu: str
-    vllm_version: str
-    model: str
-    add_bytes: dict[str, int]
-    cache_short_bytes: int
-    logs: int = 1
 
 
 def command_in(lines: Sequence[str]) -> list[str] | None:
@@ -54,11 +39,11 @@ def command_in(lines: Sequence[str]) -> list[str] | None:
     return None
 
 
-def entry_of(estimate: Estimate, reading: Reading, gpu: str, vllm_version: str) -> Entry:
+def entry_of(estimate: Estimate, reading: Reading, gpu: str, vllm_version: str) -> Calibration:
     """What one log adds to its prediction."""
     predicted = predicted_values(estimate)
-    excess = {term: _beyond(reading.figures.get(term), predicted.get(term)) for term in SHIFTED}
-    return Entry(
+    excess = {term: _beyond(reading.figures.get(term), predicted.get(term)) for term in CALIBRATED_TERMS}
+    return Calibration(
         gpu=gpu,
         vllm_version=vllm_version,
         model=estimate.model,
@@ -69,33 +54,15 @@ def entry_of(estimate: Estimate, reading: Reading, gpu: str, vllm_version: str) 
     )
 
 
-def read_calibration(path: Path) -> tuple[Entry, ...]:
-    """The entries of a file; none where there is no file. Raises InputError for a file that is no calibration."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return ()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    try:
-        if document["schema"] != SCHEMA:
-            raise InputError(f"{path}: expected {SCHEMA}, found {document['schema']!r}")
-        return tuple(_entry(item) for item in document["entries"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a calibration ({type(error).__name__}: {error})") from None
-
-
-def merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
+def merged(old: Sequence[Calibration], new: Sequence[Calibration]) -> tuple[Calibration, ...]:
     """One entry a card, release and model: the larger of each figure, the logs counted."""
-    found: dict[tuple[str, str, str], Entry] = {}
+    found: dict[tuple[str, str, str], Calibration] = {}
     for entry in (*old, *new):
         key = (entry.gpu, entry.vllm_version, entry.model)
         known = found.get(key)
         if known is not None:
             terms = {*known.add_bytes, *entry.add_bytes}
-            entry = Entry(
+            entry = Calibration(
                 gpu=entry.gpu,
                 vllm_version=entry.vllm_version,
                 model=entry.model,
@@ -109,9 +76,9 @@ def merged(old: Sequence[Entry], new: Sequence[Entry]) -> tuple[Entry, ...]:
     return tuple(found[key] for key in sorted(found))
 
 
-def write_calibration(path: Path, entries: Sequence[Entry]) -> None:
+def write_calibration(path: Path, entries: Sequence[Calibration]) -> None:
     """Replace the file as a whole. Raises OutsideError where it cannot be written."""
-    document = {"schema": SCHEMA, "entries": [asdict(entry) for entry in entries]}
+    document = {"schema": "vplan.calibration/1", "entries": [to_builtins(entry) for entry in entries]}
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,14 +106,6 @@ def _command(arguments: Mapping[str, Any]) -> list[str]:
         elif value is not None:
             words += [flag, str(value)]
     return words
-
-
-def _entry(item: Mapping[str, Any]) -> Entry:
-    entry = Entry(**item)
-    sizes = [entry.cache_short_bytes, entry.logs, *entry.add_bytes.values()]
-    if not set(entry.add_bytes) <= set(SHIFTED) or any(type(size) is not int or size < 0 for size in sizes):
-        raise ValueError("a figure that is no size")
-    return entry
 
 
 def _beyond(measured: Figure | None, predicted: float | None) -> int:
