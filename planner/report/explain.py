@@ -55,7 +55,7 @@ def explain(assessment: Assessment) -> tuple[Figure, ...]:
         *_weights(deployment, stage, estimate.per_gpu),
         _peak(deployment, stage, estimate.per_gpu),
         *_profile_parts(deployment, stage),
-        *_constants(estimate.per_gpu),
+        *_constants(deployment, estimate.per_gpu),
         _available(estimate.per_gpu),
         *_cache(deployment, stage, estimate),
         *_device(deployment, stage, estimate.per_gpu),
@@ -250,15 +250,17 @@ def _live_part(tensor: LiveTensor, tokens: int, seqs: int) -> Part:
     return Part(tensor.name, " + ".join(terms) or "0", tensor.bytes(tokens, seqs))
 
 
-def _constants(per_gpu: PerGpu) -> list[Figure]:
+def _constants(deployment: Deployment, per_gpu: PerGpu) -> list[Figure]:
     measured = "planner/memory/measured_constants.py"
+    calibrated = dict(deployment.config.calibrated).get("non_torch_bytes", 0)
+    plain = per_gpu.non_torch_bytes - calibrated
     return [
         Figure(
             "non_torch_bytes",
             per_gpu.non_torch_bytes,
             "bytes",
             "memory of the process outside torch, grown since startup",
-            "measured constant",
+            f"{plain:,} measured + {calibrated:,} of the calibration" if calibrated else "measured constant",
             measured,
         ),
         Figure(
