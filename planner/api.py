@@ -27,6 +27,7 @@ from planner.values import Rejected, Value
 
 if TYPE_CHECKING:
     from planner.report.selection import Limits, Selection
+    from planner.report.speed import SpeedAnswer
     from planner.report.sweep import Axis, Pairs
     from planner.search.analysis import Analysis
 
@@ -322,6 +323,40 @@ def launch_form(request: Request, assessment: Assessment, form: str) -> str:
     return render(form, plan)
 
 
+def speed(
+    request: Request,
+    assessment: Assessment,
+    concurrencies: Sequence[int],
+    prompt_tokens: int,
+    output_tokens: int,
+    usd_per_gpu_hour: float | None = None,
+) -> SpeedAnswer | None:
+    """How fast what was assessed will be at each number of requests at once, and what its cards cost; None where the
+    catalog knows no bandwidth or FLOPS of the card."""
+    from planner.memory.kv_capacity import whole_requests
+    from planner.report.prices import PriceBook
+    from planner.report.speed import SpeedAnswer
+    from planner.search.speed import speed_of
+
+    deployment, cache = assessment.deployment, assessment.estimate.kv_cache
+    if deployment is None or cache is None:
+        raise InputError("a plan that vLLM refuses has no speed")
+    found = [speed_of(deployment, count, prompt_tokens, output_tokens) for count in concurrencies]
+    speeds = [one for one in found if one is not None]
+    if len(speeds) < len(found):
+        return None
+    gpu, config = deployment.gpus.gpu, deployment.config
+    given = {} if usd_per_gpu_hour is None else {gpu.name: usd_per_gpu_hour}
+    nodes = -(-config.world_size // deployment.gpus.count)
+    held = whole_requests(
+        deployment.pool, cache.num_gpu_blocks, prompt_tokens + output_tokens, config.max_num_batched_tokens
+    )
+    return SpeedAnswer(
+        assessment.estimate, speeds, min(held, config.max_num_seqs) * config.data_parallel_size,
+        PriceBook(given, {}).cost(gpu, -(-config.world_size // nodes), nodes),
+    )  # fmt: skip
+
+
 def _json_object(text: str | None, where: str) -> dict[str, Any]:
     if text is None:
         return {}
@@ -350,6 +385,7 @@ __all__ = [
     "load_spec",
     "report",
     "select",
+    "speed",
     "sweep",
     "sweep_table",
 ]

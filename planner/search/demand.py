@@ -12,13 +12,13 @@ from planner.model.spec import ModelSpec
 from planner.search.media import media_tokens
 from planner.search.occupancy import Occupancy, moments, occupancy, shared_prefix, tokens_in_flight
 from planner.search.population import Ints, longest, means, share_above
-from planner.search.roofline import EFFICIENCY, decode_tokens_per_s, engine_load, prefill_tokens_per_s
+from planner.search.roofline import decode_tokens_per_s, engine_load, prefill_tokens_per_s
 from planner.search.space import SearchOptions
 from planner.search.workload import PlanDemand, RequestMix
 from planner.values import Rejection
 
-EFFICIENCY_LOW, EFFICIENCY_HIGH = 0.4, 0.8
-"""Shares of the roof between which engines are taken to lie: an assumption, as EFFICIENCY is."""
+SLOW, FAST = 2 / 3, 4 / 3
+"""Shares of the expected speed between which engines are taken to lie: four in five published figures do."""
 MOST_REQUESTS = 1 << 17
 
 
@@ -129,7 +129,7 @@ class Demands:
 
     def _at_rate(self, deployment: Deployment, rate: float) -> tuple[int, tuple[int, int]] | None:
         """Requests at once by Little's law, of a slow engine, and (of a fast one, of a slow one)."""
-        counts = [self._little(deployment, rate, share / EFFICIENCY) for share in (EFFICIENCY_HIGH, EFFICIENCY_LOW)]
+        counts = [self._little(deployment, rate, speed) for speed in (FAST, SLOW)]
         fast, slow = counts
         return None if slow is None or fast is None else (slow, (fast, slow))
 
@@ -190,7 +190,7 @@ def demand_notes(mix: RequestMix, demand: PlanDemand) -> tuple[str, ...]:
     if demand.concurrency_interval is not None:
         fast, slow = demand.concurrency_interval
         found.append(
-            f"estimate, by Little's law and a roofline at {EFFICIENCY_HIGH:.0%} to {EFFICIENCY_LOW:.0%}: {fast:,} to "
+            f"estimate, by Little's law at {FAST:.0%} to {SLOW:.0%} of the expected speed: {fast:,} to "
             f"{slow:,} requests at once; the plan holds {slow:,}"
         )
     if demand.shared_prefix_tokens:

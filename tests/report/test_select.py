@@ -14,7 +14,6 @@ from planner.report.schema import table_csv
 from planner.report.selection import Limits, Selection, best_of_each
 from planner.report.selection_document import price_words
 from planner.report.selection_figure import pareto_front
-from planner.search.roofline import decode_tokens_per_s, engine_load, prefill_tokens_per_s
 from planner.search.space import SearchOptions, Workload
 from planner.sources.hardware_catalog import load_hardware_catalog
 from planner.units import MIB
@@ -150,36 +149,6 @@ def test_dated_prices_go_before_undated_ones() -> None:
     gpu = _priced(("old", 0.1, "undated"), ("new", 1.0, "2026-01-01"))
     assert PriceBook({}, {}).cost(gpu, 1, 1).offer == "new"
     assert PriceBook({}, {}).cost(_priced(), 1, 1) is None
-
-
-def test_roofline_by_hand() -> None:
-    """Qwen2.5-7B: 7.07e9 weights outside the embedding; the output head is not met in prefill."""
-    request = api.Request(model=MODEL, gpus="h200:1", offline=True, args=EngineArgs(max_model_len=8192))
-    assessment = api.estimate(request)
-    load = engine_load(assessment.deployment)
-    gpu = assessment.deployment.gpus.gpu
-    hidden, vocabulary = 3584, 152064
-    assert load.dense_bytes == assessment.estimate.per_gpu.parameter_bytes - 2 * vocabulary * hidden
-    assert load.decode_flops - load.prefill_flops == 2 * hidden * vocabulary
-    assert load.cache_bytes == 4096 * 57344
-    one = 0.6 * gpu.memory_bandwidth_bytes_per_s / (load.dense_bytes + load.cache_bytes)
-    assert decode_tokens_per_s(load, gpu, "bfloat16", 1) == pytest.approx(one)
-    assert prefill_tokens_per_s(load, gpu, "bfloat16") == pytest.approx(
-        0.6 * gpu.dense_flops["bfloat16"] / load.prefill_flops
-    )
-
-
-def test_speed_grows_with_the_batch_and_is_unknown_without_bandwidth() -> None:
-    assessment = api.estimate(
-        api.Request(model="Qwen/Qwen3-30B-A3B", gpus="h200:1", offline=True, args=EngineArgs(max_model_len=8192))
-    )
-    load, gpu = engine_load(assessment.deployment), assessment.deployment.gpus.gpu
-    speeds = [decode_tokens_per_s(load, gpu, "bfloat16", count) for count in (1, 2, 8, 32, 128)]
-    assert speeds == sorted(speeds)
-    assert load.touched == pytest.approx(8 / 128)
-    blank = gpu.model_copy(update={"memory_bandwidth_bytes_per_s": None, "dense_flops": {}})
-    assert decode_tokens_per_s(load, blank, "bfloat16", 1) is None
-    assert prefill_tokens_per_s(load, blank, "bfloat16") is None
 
 
 def test_limits_of_the_buyer() -> None:
