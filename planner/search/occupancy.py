@@ -79,7 +79,7 @@ class Occupancy:
         """Requests above the simulated ones: the root of n mean + z deviation sqrt(n) = left."""
         z = self.z * self.deviation
         root = (-z + np.sqrt(z * z + 4 * mean * left)) / (2 * mean)
-        found: Ints = np.floor(root * root).astype(np.int64)
+        found: Ints = np.floor(root * root * (1 + 1e-12)).astype(np.int64)
         return found
 
     def _prefilling(self, batched_tokens: Ints) -> Ints:

@@ -166,6 +166,7 @@ def _layout_steps(args: EngineArgs) -> Iterator[tuple[str, dict[str, object]]]:
         )
         yield f"--tensor-parallel-size {tp // 2}", {"tensor_parallel_size": tp // 2}
     if dp % 2 == 0:
+        yield f"--data-parallel-size {dp // 2}", {"data_parallel_size": dp // 2}
         yield (
             f"--tensor-parallel-size {tp * 2} --data-parallel-size {dp // 2}",
             {"tensor_parallel_size": tp * 2, "data_parallel_size": dp // 2},
