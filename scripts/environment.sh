@@ -1,5 +1,5 @@
 # Shared by ./vplan and ./check: a virtual environment with the project installed, made once and kept until
-# pyproject.toml changes. make_environment DIR REQUIREMENT
+# pyproject.toml changes, and its bytecode. make_environment DIR REQUIREMENT
 find_python() {
     for candidate in python3.13 python3.12 python3.11 python3 python; do
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -13,9 +13,23 @@ find_python() {
 
 make_environment() {
     stamp="$1/.vplan-$(printf '%s' "$2" | cksum | cut -d' ' -f1)-$(cksum <"$here/pyproject.toml" | cut -d' ' -f1)"
-    [ -f "$stamp" ] && return 0
-    echo "installing vplan $2 into $1 (once) ..." >&2
-    [ -x "$1/bin/python" ] || "$(find_python)" -m venv "$1"
-    (cd "$here" && "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$2") >&2
-    : >"$stamp"
+    if [ ! -f "$stamp" ]; then
+        echo "installing vplan $2 into $1 (once) ..." >&2
+        [ -x "$1/bin/python" ] || "$(find_python)" -m venv "$1"
+        (cd "$here" && "$1/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$2") >&2
+        : >"$stamp"
+    fi
+    make_bytecode "$1"
+}
+
+# Compile the package as pip does for a wheel, again after a source file changed: without bytecode (as where
+# PYTHONDONTWRITEBYTECODE is set) every start would compile every module. make_bytecode DIR
+make_bytecode() {
+    compiled="$1/.vplan-compiled"
+    if [ -f "$compiled" ] && [ -d "$here/planner/__pycache__" ] &&
+        [ -z "$(find "$here/planner" -name '*.py' -newer "$compiled" | head -n 1)" ]; then
+        return 0
+    fi
+    : >"$compiled"
+    "$1/bin/python" -m compileall -qq "$here/planner" >&2 || rm -f "$compiled"
 }

@@ -15,14 +15,17 @@ _STARTS_PROGRAMS = ("verify", "calibrate")
 def run() -> None:
     """Entry point of the console script.
 
-    A command lives for a moment and makes many small lasting values, so garbage is collected rarely. No plugin of
-    pydantic's is looked for in the packages around, except where the environment goes on to another program.
+    A command lives for a moment and makes many small lasting values, so garbage is collected rarely, and not looked for
+    once more at the end. No plugin of pydantic's is looked for in the packages around, except where the environment
+    goes on to another program.
     """
     gc.set_threshold(_COLLECT_EVERY)
     argv = sys.argv[1:]
     if argv and argv[0] not in _STARTS_PROGRAMS:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    raise SystemExit(main(argv))
+    code = main(argv)
+    gc.freeze()
+    raise SystemExit(code)
 
 
 def main(argv: list[str]) -> int:
