@@ -149,7 +149,7 @@ def _load_cell(row: Row) -> str:
 
 
 def _breakdown_section(by: str, rows: Sequence[Row]) -> Section:
-    most = 30
+    most = 200
     shown = tuple(
         (
             str(row["part"]),
