@@ -66,13 +66,21 @@ def loadtest(
         Path | None, typer.Option("--plan", help="JSON of estimate or fit to hold it against.", show_default=False)
     ] = None,
     rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
+    cards: Annotated[
+        str | None,
+        typer.Option("--cards", help="Only these GPUs: 0,1 (CUDA_VISIBLE_DEVICES, else all).", show_default=False),
+    ] = None,
     interval: Annotated[float, typer.Option("--interval", help="Seconds between the monitor's looks.")] = 0.5,
     csv: Annotated[
         Path, typer.Option("--csv", help="A new file, a row a request. NAME.monitor.csv, .json, .png go beside it.")
     ] = Path("loadtest.csv"),
     draw: Annotated[
         Path | None,
-        typer.Option("--draw", help="Only draw the picture of an earlier test's CSV.", show_default=False),
+        typer.Option(
+            "--draw",
+            help="Only draw an earlier test's CSV; with --plan, --cards hold it against them.",
+            show_default=False,
+        ),
     ] = None,
     format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",  # noqa: A002
     output: Output = None,
@@ -91,11 +99,13 @@ def loadtest(
     from planner.load.run import draw as draw_test
     from planner.load.summary import exit_code
     from planner.load.target import ask, parse_target
+    from planner.monitor.cards import parse_cards
     from planner.monitor.planned import read_plan
 
     check_format(format, ("text", "json"))
     if draw is not None:
-        write(f"wrote {draw_test(draw)}", output)
+        held = None if plan is None else read_plan(plan, rank)
+        write(f"wrote {draw_test(draw, held, None if cards is None else parse_cards(cards))}", output)
         return
     _check_numbers(images, video_frames, concurrency, rate, duration, requests, timeout, grace, interval)
     sent = Mix(
@@ -127,7 +137,7 @@ def loadtest(
         "rate_per_s": rate, "duration_s": duration, "timeout_s": timeout, "seed": seed,
         "text_as": "words" if chat else "token ids",
     }  # fmt: skip
-    test = LoadTest(target, served, files, setup, planned, interval, seed, chat)
+    test = LoadTest(target, served, files, setup, planned, interval, seed, chat, parse_cards(cards))
     document, interrupted = run_test(test, structs.replace(sent, longest=served.max_model_len), pace)
     drawn = f"not drawn; vplan loadtest --draw {csv} does it" if interrupted else _drawn(csv)
     write(json.dumps(document, indent=1) if format == "json" else loadtest_text(document, files, drawn), output)

@@ -44,11 +44,17 @@ def _shares(found: dict[str, float] | None, scale: float) -> str:
 
 
 def _memory(memory: dict[str, Any]) -> list[str]:
-    lines = [
-        f"GPU {card['gpu']}: {format_gib(card['before_bytes'])} before the load, "
-        f"{format_gib(card['peak_bytes'])} at most, of {format_gib(card['total_bytes'])}"
-        for card in memory["cards"]
-    ] or ["no GPU of this machine was read"]
+    lines = []
+    for card in memory["cards"]:
+        before, peak, total = (
+            card[name] - card["reserved_bytes"] for name in ("before_bytes", "peak_bytes", "total_bytes")
+        )
+        lines.append(
+            f"GPU {card['gpu']}: {format_gib(before)} before the load, {format_gib(peak)} at most, "
+            f"of {format_gib(total)}"
+        )
+    if not lines:
+        lines.append("no GPU of this machine was read")
     plan = memory["plan"]
     if plan is not None:
         low, high = plan["used_after_startup_bytes_interval"]

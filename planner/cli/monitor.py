@@ -42,6 +42,10 @@ def monitor(
         int | None,
         typer.Option("--prometheus-port", help="Export plan and actual on this loopback port.", show_default=False),
     ] = None,
+    cards: Annotated[
+        str | None,
+        typer.Option("--cards", help="Only these GPUs: 0,1 (CUDA_VISIBLE_DEVICES, else all).", show_default=False),
+    ] = None,
     grafana: Annotated[bool, typer.Option("--grafana", help="Print the Grafana dashboard and stop.")] = False,
     format: Annotated[str, typer.Option("--format", help="text or json (a line for each look).")] = "text",  # noqa: A002
     output: Output = None,
@@ -53,6 +57,7 @@ def monitor(
 
     Example: vplan monitor --url http://127.0.0.1:8000 --plan plan.json --csv load.csv
     """
+    from planner.monitor.cards import parse_cards
     from planner.monitor.exporter import dashboard
     from planner.monitor.planned import read_plan
     from planner.monitor.session import Session
@@ -65,7 +70,7 @@ def monitor(
         raise InputError("--interval must be at least 0.1 s, --timeout and --duration more than 0")
     planned = None if plan is None else read_plan(plan, rank)
     with ExitStack() as stack:
-        session = Session(stack, url, timeout, planned, csv, prometheus_port)
+        session = Session(stack, url, timeout, planned, csv, prometheus_port, only=parse_cards(cards))
         if once:
             _once(session, format, output)
         else:

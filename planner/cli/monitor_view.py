@@ -45,10 +45,13 @@ def _card(card: CardUse, planned: Planned | None) -> Text:
     if card.used_bytes is None or not card.total_bytes:
         return Text(f"GPU {card.index}: {card.problem or 'no figures'}", style="red")
     filled = round(card.used_bytes / card.total_bytes * _BAR_CELLS)
-    text = Text(f"GPU {card.index} [{'#' * filled}{'.' * (_BAR_CELLS - filled)}] {format_gib(card.used_bytes)}")
+    held = card.used_bytes
+    if planned is not None:
+        held -= planned.reserved_bytes(card.total_bytes)
+    text = Text(f"GPU {card.index} [{'#' * filled}{'.' * (_BAR_CELLS - filled)}] {format_gib(held)}")
     if planned is not None:
         low, high = planned.used_interval
-        inside = card.used_bytes <= planned.peak_bytes
+        inside = held <= planned.peak_bytes
         span = format_gib(planned.used_bytes) if low == high else f"{format_gib(low)} to {format_gib(high)}"
         text.append(f" (plan {span})", style="green" if inside else "red")
     if card.utilization_percent is not None:

@@ -83,10 +83,10 @@ class Driver:
         count = self._pace.concurrency
         limits = httpx.Limits(max_connections=count, max_keepalive_connections=count)
         timeout = httpx.Timeout(self._pace.timeout_s, connect=min(_CONNECT_S, self._pace.timeout_s))
-        self._end = time.monotonic() + self._pace.duration_s
         async with httpx.AsyncClient(
             limits=limits, timeout=timeout, trust_env=False, headers=self._target.headers
         ) as client:
+            self._end = time.monotonic() + self._pace.duration_s
             work = self._at_a_time(client) if self._pace.rate_per_s is None else self._a_second(client)
             try:
                 async with asyncio.timeout(self._pace.duration_s + self._pace.grace_s):

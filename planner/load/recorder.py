@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,10 @@ from msgspec import Struct
 
 from planner.monitor.sample import Sample
 from planner.monitor.session import Session
+
+_FIGURE = re.compile(r"[0-9]+(?:\.[0-9]+)?(?= GiB|%| requests| to | waiting)")
+_MOST_KINDS = 1000
+_MOST_WARNINGS = 8
 
 
 class CardPeak(Struct, frozen=True):
@@ -45,6 +50,7 @@ class Recorder:
         self._most: dict[str, float] = {}
         self._preemptions: float | None = None
         self._warnings: Counter[str] = Counter()
+        self._last_words: dict[str, str] = {}
 
     def __enter__(self) -> Recorder:
         self._look()
@@ -64,7 +70,10 @@ class Recorder:
             running=self._most.get("running"),
             waiting=self._most.get("waiting"),
             preemptions=self._preemptions,
-            warnings=tuple(f"{text} ({count} looks)" for text, count in self._warnings.most_common(8)),
+            warnings=tuple(
+                f"{self._last_words[kind]} ({count} looks)"
+                for kind, count in self._warnings.most_common(_MOST_WARNINGS)
+            ),
         )
 
     def _watch(self) -> None:
@@ -94,5 +103,8 @@ class Recorder:
             before = card.used_bytes if seen is None else seen.before_bytes
             peak = card.used_bytes if seen is None else max(seen.peak_bytes, card.used_bytes)
             self._cards[card.index] = CardPeak(card.index, before, peak, card.total_bytes)
-        if len(self._warnings) < 1000:
-            self._warnings.update(sample.warnings)
+        for words in sample.warnings:
+            kind = _FIGURE.sub("#", words)
+            if kind in self._warnings or len(self._warnings) < _MOST_KINDS:
+                self._warnings[kind] += 1
+                self._last_words[kind] = words

@@ -12,10 +12,11 @@ from msgspec import Struct
 
 from planner.errors import InputError, OutsideError
 from planner.load.drive import Driver, Pace
+from planner.load.looks import card_peaks, read_looks
 from planner.load.mix import Mix
 from planner.load.recorder import Recorder
 from planner.load.rows import COLUMNS, Outcome, cells, read_rows
-from planner.load.summary import summary
+from planner.load.summary import memory, summary
 from planner.load.target import Served, Target
 from planner.monitor.csv_log import AppendedCsv
 from planner.monitor.planned import Planned
@@ -58,6 +59,7 @@ class LoadTest(Struct, frozen=True):
     interval_s: float = 0.5
     seed: int = 0
     text_as_chat: bool = False
+    cards: tuple[int, ...] | None = None
 
 
 def run_test(test: LoadTest, mix: Mix, pace: Pace) -> tuple[dict[str, Any], bool]:
@@ -87,6 +89,7 @@ def run_test(test: LoadTest, mix: Mix, pace: Pace) -> tuple[dict[str, Any], bool
             test.files.looks,
             None,
             local=test.target.is_loopback,
+            only=test.cards,
         )
         with Recorder(session, test.interval_s) as recorder:
             began = time.monotonic()
@@ -96,30 +99,47 @@ def run_test(test: LoadTest, mix: Mix, pace: Pace) -> tuple[dict[str, Any], bool
     document["requests"] |= {"left_out": driver.left_out, "rows_lost": len(lost)}
     document["interrupted"] = interrupted
     document["warnings"] += lost[:1]
-    problem = _write(test.files.summary, json.dumps(document, indent=1).encode() + b"\n")
+    problem = _write(test.files.summary, _json(document))
     document["warnings"] += [problem] if problem else []
     return document, interrupted
 
 
-def draw(csv: Path) -> Path:
-    """Draw the picture of a test from its files. InputError where one is missing, OutsideError without matplotlib."""
+def draw(csv: Path, planned: Planned | None = None, only: tuple[int, ...] | None = None) -> Path:
+    """Draw the picture of a test from its files; with `planned` or `only`, hold its memory against that plan first.
+
+    The warnings about cards, which go by the plan of the test itself, are left out then.
+
+    InputError where a file is missing or is none, OutsideError without matplotlib.
+    """
     files = files_of(csv)
-    outcomes = read_rows(files.requests)
+    outcomes, looks = read_rows(files.requests), read_looks(files.looks)
     try:
-        from planner.load.picture import picture, read_looks
+        from planner.load.picture import picture
     except ImportError:
         raise OutsideError("a picture needs the package matplotlib (pip install 'vplan[report]')") from None
     try:
         document = json.loads(files.summary.read_text(encoding="utf-8"))
-        drawn = picture(outcomes, read_looks(files.looks), document)
+        if planned is not None or only is not None:
+            document["memory"] = memory(card_peaks(looks, only), planned)
+            document["warnings"] = [words for words in document["warnings"] if not words.startswith("GPU ")]
+            _write_or_raise(files.summary, _json(document))
+        drawn = picture(outcomes, looks, document)
     except OSError as error:
         raise InputError(f"{files.summary}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{csv}: its files are not those of one load test ({error!r})") from None
-    problem = _write(files.picture, drawn)
+    _write_or_raise(files.picture, drawn)
+    return files.picture
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def _write_or_raise(file: Path, data: bytes) -> None:
+    problem = _write(file, data)
     if problem is not None:
         raise OutsideError(problem)
-    return files.picture
 
 
 def _write(file: Path, data: bytes) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from planner.load.mix import KINDS
-from planner.load.recorder import Peaks
+from planner.load.recorder import CardPeak, Peaks
 from planner.load.rows import Outcome
 from planner.monitor.planned import Planned
 
@@ -39,7 +39,7 @@ def summary(
             "completion_tokens_per_s": _rate(sum(outcome.completion_tokens for outcome in outcomes), seconds),
         },
         "latency": {kind: _latency([one for one in answered if one.kind == kind]) for kind in kinds},
-        "memory": _memory(peaks, planned),
+        "memory": memory(peaks.cards, planned),
         "server": {
             "kv_cache_usage_peak": peaks.kv_cache_usage,
             "running_peak": peaks.running,
@@ -85,17 +85,21 @@ def _latency(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return found
 
 
-def _memory(peaks: Peaks, planned: Planned | None) -> dict[str, Any]:
-    """The plan is of the GPU with least room, so the fullest card is held against it."""
-    cards = [
-        {
-            "gpu": card.index, "before_bytes": card.before_bytes, "peak_bytes": card.peak_bytes,
-            "total_bytes": card.total_bytes,
-        }
-        for card in peaks.cards
-    ]  # fmt: skip
-    fullest = max((card.peak_bytes for card in peaks.cards), default=None)
-    plan = None
+def memory(cards: Sequence[CardPeak], planned: Planned | None) -> dict[str, Any]:
+    """The cards as NVML shows them, and the fullest one against the plan, which is of the GPU with least room.
+
+    `reserved_bytes` are the driver's, which NVML counts as in use and the plan does not; `peak_bytes` is without them.
+    """
+    shown, plan = [], None
+    for card in cards:
+        reserved = 0 if planned is None else planned.reserved_bytes(card.total_bytes)
+        shown.append(
+            {
+                "gpu": card.index, "before_bytes": card.before_bytes, "peak_bytes": card.peak_bytes,
+                "total_bytes": card.total_bytes, "reserved_bytes": reserved,
+            }
+        )  # fmt: skip
+    fullest = max((card["peak_bytes"] - card["reserved_bytes"] for card in shown), default=None)
     if planned is not None:
         plan = {
             "used_after_startup_bytes": planned.used_bytes,
@@ -103,7 +107,7 @@ def _memory(peaks: Peaks, planned: Planned | None) -> dict[str, Any]:
             "peak_bytes": planned.peak_bytes,
         }
     within = None if planned is None or fullest is None else fullest <= planned.peak_bytes
-    return {"cards": cards, "peak_bytes": fullest, "plan": plan, "within_plan": within}
+    return {"cards": shown, "peak_bytes": fullest, "plan": plan, "within_plan": within}
 
 
 def _rate(count: float, seconds: float) -> float:

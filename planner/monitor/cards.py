@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from planner.errors import InputError
 from planner.monitor.sample import CardUse
 
 
-class Cards:
-    """NVML, opened once and opened again after it failed. Without package or driver there are no cards."""
+def parse_cards(text: str | None) -> tuple[int, ...] | None:
+    """`0,2` as indices of NVML; without it those of CUDA_VISIBLE_DEVICES where it lists such, else None for all."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES", "") if text is None else text
+    parts = [part.strip() for part in told.split(",")]
+    if all(part.isascii() and part.isdigit() for part in parts):
+        return tuple(sorted({int(part) for part in parts}))
+    if text is None:
+        return None
+    raise InputError(f"--cards: write indices as nvidia-smi shows them, 0,1, not {text!r}")
 
-    def __init__(self) -> None:
+
+class Cards:
+    """NVML, opened once and opened again after it failed. Without package or driver there are no cards.
+
+    `only`: the cards to look at, None for all of the machine.
+    """
+
+    def __init__(self, only: tuple[int, ...] | None = None) -> None:
+        self._only = only
         self._nvml: Any = None
         self._open = False
         self._seen = 0
@@ -24,12 +41,15 @@ class Cards:
         if self._nvml is None:
             return ()
         if not self._open and not self._reopen():
-            return tuple(CardUse(index=index, problem="NVML does not answer") for index in range(self._seen))
+            return tuple(CardUse(index=index, problem="NVML does not answer") for index in self._indices())
         try:
             self._seen = max(self._seen, int(self._nvml.nvmlDeviceGetCount()))
         except self._nvml.NVMLError:
             self.close()
-        return tuple(self._card(index) for index in range(self._seen))
+        return tuple(self._card(index) for index in self._indices())
+
+    def _indices(self) -> tuple[int, ...]:
+        return tuple(range(self._seen)) if self._only is None else self._only
 
     def close(self) -> None:
         if self._open:

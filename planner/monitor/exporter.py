@@ -19,7 +19,7 @@ _GAUGES = (
     ("vplan_warnings", "warnings of the last look"),
 )
 _CARD_GAUGES = (
-    ("vplan_gpu_used_bytes", "memory in use on a card"),
+    ("vplan_gpu_used_bytes", "memory in use on a card, with a plan less what the driver keeps"),
     ("vplan_gpu_planned_bytes", "memory that the plan has in use after startup"),
     ("vplan_gpu_planned_peak_bytes", "the most that the plan allows"),
 )
@@ -56,9 +56,8 @@ class Exporter:
             self._plain[name].set(float("nan") if value is None else value)
         for card in sample.cards:
             gpu = str(card.index)
-            self._cards["vplan_gpu_used_bytes"].labels(gpu).set(
-                float("nan") if card.used_bytes is None else card.used_bytes
-            )
+            used = card.used_bytes if self._planned is None else self._planned.held_bytes(card)
+            self._cards["vplan_gpu_used_bytes"].labels(gpu).set(float("nan") if used is None else used)
             if self._planned is not None:
                 self._cards["vplan_gpu_planned_bytes"].labels(gpu).set(self._planned.used_bytes)
                 self._cards["vplan_gpu_planned_peak_bytes"].labels(gpu).set(self._planned.peak_bytes)

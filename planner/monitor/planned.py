@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
+from planner.monitor.sample import CardUse
 from planner.values import Value
+
+_MOST_RESERVED = 0.04
 
 
 class Planned(Value):
@@ -20,6 +23,21 @@ class Planned(Value):
     peak_bytes: int
     total_bytes: int
     capacity_tokens: int
+
+    def reserved_bytes(self, nvml_total_bytes: int) -> int:
+        """What the driver keeps of a card: NVML counts it as in use (so on an idle card), CUDA and the plan do not.
+
+        On an H200 150,754,820,096 of NVML less 150,109,880,320 of CUDA are the 644,939,776 that NVML shows in use with
+        no process on the card. 0 where the plan is for a card of another size.
+        """
+        reserved = nvml_total_bytes - self.total_bytes
+        return reserved if 0 <= reserved <= nvml_total_bytes * _MOST_RESERVED else 0
+
+    def held_bytes(self, card: CardUse) -> int | None:
+        """What processes hold of a card, as the plan counts it."""
+        if card.used_bytes is None or card.total_bytes is None:
+            return None
+        return max(card.used_bytes - self.reserved_bytes(card.total_bytes), 0)
 
 
 def read_plan(file: Path, rank: int = 1) -> Planned:

@@ -18,7 +18,7 @@ from planner.monitor.watch import Watch
 class Session:
     """The server, the cards and the places that samples go to; what needs closing is left to `stack`.
 
-    Without `local` the server runs elsewhere, and this machine's cards say nothing of it.
+    Without `local` the server runs elsewhere, and this machine's cards say nothing of it. `only`: which cards.
     """
 
     def __init__(
@@ -31,10 +31,11 @@ class Session:
         port: int | None,
         *,
         local: bool = True,
+        only: tuple[int, ...] | None = None,
     ) -> None:
         self.planned = planned
         self.server = stack.enter_context(closing(Server(url, timeout_s)))
-        self._cards = stack.enter_context(closing(Cards())) if local else None
+        self._cards = stack.enter_context(closing(Cards(only))) if local else None
         self._watch = Watch(planned)
         self._log = None if csv is None else CsvLog(csv)
         self._exporter = None if port is None else stack.enter_context(closing(Exporter(port, planned)))

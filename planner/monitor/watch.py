@@ -74,9 +74,10 @@ class Watch:
 
     def _memory_warnings(self, card: CardUse, used: int, total: int) -> list[str]:
         planned = self._planned
-        if planned is not None and used > planned.peak_bytes:
+        held = None if planned is None else planned.held_bytes(card)
+        if planned is not None and held is not None and held > planned.peak_bytes:
             return [
-                f"GPU {card.index}: {format_gib(used)} in use, the plan has {format_gib(planned.peak_bytes)} at most"
+                f"GPU {card.index}: {format_gib(held)} in use, the plan has {format_gib(planned.peak_bytes)} at most"
             ]
         if total - used < _LITTLE_ROOM_BYTES:
             return [f"GPU {card.index}: only {format_gib(total - used)} free"]

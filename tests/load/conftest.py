@@ -16,7 +16,7 @@ from planner.cli.main import main
 from planner.monitor import session as monitor_session
 from planner.monitor.sample import CardUse
 
-METRICS = (Path(__file__).resolve().parent.parent / "data" / "monitor" / "v1_qwen3_0.6b.txt").read_bytes()
+METRICS = (Path(__file__).resolve().parent.parent / "data" / "monitor" / "v0_26_0_qwen25_vl_7b.txt").read_bytes()
 GIB = 1 << 30
 
 
@@ -139,7 +139,7 @@ class FakeCards:
 
     most_bytes = 21 * GIB
 
-    def __init__(self) -> None:
+    def __init__(self, only: tuple[int, ...] | None) -> None:
         self.looks = 0
 
     def look(self) -> tuple[CardUse, ...]:

@@ -54,7 +54,9 @@ def test_a_mixed_test_leaves_rows_looks_and_a_summary(ran, stand_in, plan, tmp_p
     assert stand_in.most_at_once <= 4
     assert Counter(path for path, _, _ in stand_in.asked)["/v1/completions"] == sum(row.kind == "text" for row in rows)
     memory = answer["memory"]
-    assert memory["cards"] == [{"gpu": 0, "before_bytes": 20 * GIB, "peak_bytes": 21 * GIB, "total_bytes": 24 * GIB}]
+    assert memory["cards"] == [
+        {"gpu": 0, "before_bytes": 20 * GIB, "peak_bytes": 21 * GIB, "total_bytes": 24 * GIB, "reserved_bytes": 0}
+    ]
     assert (memory["plan"]["peak_bytes"], memory["within_plan"]) == (22 * GIB, True)
     assert any("GPU is lost" in warning for warning in answer["warnings"])
     with (tmp_path / "load.monitor.csv").open(newline="") as file:
@@ -74,7 +76,7 @@ def test_memory_above_the_plan_is_code_1(ran, cards, plan, monkeypatch):
 
 def test_a_rate_is_kept_and_what_would_be_too_many_is_left_out(ran, stand_in):
     _, answer, _ = ran("--rate", "50", "--duration", "1", "--output-tokens", "1")
-    assert 25 <= answer["requests"]["sent"] <= 80
+    assert 20 <= answer["requests"]["sent"] <= 80
     assert answer["requests"]["left_out"] == 0
     stand_in.gap_s = 0.5
     _, answer, _ = ran("--rate", "50", "--duration", "0.6", "--output-tokens", "1", "--concurrency", "2", name="b.csv")
@@ -200,11 +202,11 @@ def test_the_named_model_is_asked(ran, stand_in):
         (("--image-size", "16384x16384", "--images", "2"), "--image-size"), (("--video-frames", "0"), "--video-frames"),
         (("--concurrency", "0"), "--concurrency"), (("--rate", "-1"), "--rate"), (("--duration", "inf"), "--duration"),
         (("--timeout", "nan"), "--timeout"), (("--csv", "load.txt"), "--csv"),
-        (("--csv", "/nonexistent/a.csv"), "--csv"),
-        (("--plan", "/nonexistent"), "--plan"), (("--api-key-env", "NO_SUCH_VARIABLE"), "--api-key-env"),
+        (("--csv", "/dev/null/a.csv"), "--csv"),
+        (("--plan", "/dev/null"), "--plan"), (("--api-key-env", "NO_SUCH_VARIABLE"), "--api-key-env"),
         (("--url", "http://192.0.2.1:8000"), "--yes"), (("--url", "192.0.2.1", "--yes"), "--yes"),
         (("--url", "ftp://localhost"), "--url"), (("--url", "http://u:p@localhost"), "--url"),
-        (("--draw", "/nonexistent/a.csv"), "/nonexistent/a.csv"), (("--format", "xml"), "--format"),
+        (("--draw", "/dev/null/a.csv"), "/dev/null/a.csv"), (("--format", "xml"), "--format"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line(ran, arguments, words):

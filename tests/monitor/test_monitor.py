@@ -22,7 +22,7 @@ import pytest
 from planner.cli.main import main
 from planner.errors import InputError, OutsideError
 from planner.monitor import csv_log
-from planner.monitor.cards import Cards
+from planner.monitor.cards import Cards, parse_cards
 from planner.monitor.csv_log import COLUMNS, CsvLog
 from planner.monitor.exporter import dashboard
 from planner.monitor.metrics import read_metrics
@@ -101,6 +101,14 @@ def test_recorded_metrics_of_three_releases() -> None:
     assert (look.kv_cache_usage, look.prefix_cache_queries) == (9.75010481363281e-06, 32.0)
     look = read_metrics(recorded("v0_qwen25_coder.txt"))
     assert (look.kv_cache_usage, look.started_at) == (0.0, 1.74262400557e09)
+
+
+def test_the_whole_answer_of_a_release_under_load() -> None:
+    look = read_metrics(recorded("v0_26_0_qwen25_vl_7b.txt"))
+    assert (look.model, look.running, look.waiting, look.preemptions) == ("qwen2.5-vl-7b-dummy", 64.0, 32.0, 0.0)
+    assert (look.prompt_tokens, look.generation_tokens, look.kv_cache_usage) == (450182.0, 44646.0, 0.5327759832794984)
+    assert (look.mm_cache_queries, look.mm_cache_hits, look.kv_cache_blocks) == (148.0, 0.0, 21053)
+    assert None not in look.model_dump(exclude={"problem"}).values()
 
 
 def test_engines_are_summed_and_the_fullest_cache_counts() -> None:
@@ -235,6 +243,42 @@ def test_a_card_that_falls_off_is_told_and_comes_back(monkeypatch: pytest.Monkey
     assert Cards().look() == ()
 
 
+def test_only_the_cards_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert parse_cards(None) is None
+    assert parse_cards("2, 0") == (0, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert parse_cards(None) == (1, 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f2c")
+    assert parse_cards(None) is None
+    with pytest.raises(InputError, match="--cards"):
+        parse_cards("all")
+    module = ModuleType("pynvml")
+    for name, value in {
+        "NVMLError": RuntimeError, "nvmlInit": lambda: None, "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 4, "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetMemoryInfo": lambda index: SimpleNamespace(used=index, total=10),
+        "nvmlDeviceGetUtilizationRates": lambda index: SimpleNamespace(gpu=1),
+        "nvmlDeviceGetComputeRunningProcesses": lambda index: [],
+    }.items():  # fmt: skip
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    assert [(card.index, card.used_bytes) for card in Cards((1, 3)).look()] == [(1, 1), (3, 3)]
+
+
+def test_what_the_driver_keeps_is_not_held_against_a_plan() -> None:
+    """An idle H200 as NVML shows it: 615 MiB in use, which is its total less CUDA's."""
+    planned = PLANNED.model_copy(update={"total_bytes": 150_109_880_320, "peak_bytes": GIB})
+    idle = CardUse(index=0, used_bytes=644_939_776, total_bytes=150_754_820_096)
+    assert planned.held_bytes(idle) == 0
+    full = idle.model_copy(update={"used_bytes": 644_939_776 + GIB})
+    assert Watch(planned).sample(0.0, look(), (full,)).warnings == ()
+    over = full.model_copy(update={"used_bytes": 644_939_776 + GIB + 1})
+    assert "at most" in Watch(planned).sample(0.0, look(), (over,)).warnings[0]
+    assert planned.model_copy(update={"total_bytes": 44 * GIB}).reserved_bytes(150_754_820_096) == 0
+    assert planned.held_bytes(CardUse(index=0)) is None
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -359,8 +403,8 @@ def test_once_without_a_server_is_code_4(ran, stand_in: StandIn) -> None:  # typ
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (("--interval", "0"), 2), (("--timeout", "-1"), 2), (("--url", "ftp://x"), 2), (("--plan", "/nonexistent"), 2),
-        (("--csv", "/nonexistent/x"), 2), (("--format", "xml"), 2),
+        (("--interval", "0"), 2), (("--timeout", "-1"), 2), (("--url", "ftp://x"), 2), (("--plan", "/dev/null/x"), 2),
+        (("--csv", "/dev/null/x"), 2), (("--format", "xml"), 2),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line(ran, arguments: tuple[str, ...], code: int) -> None:  # type: ignore[no-untyped-def]
