@@ -81,7 +81,16 @@ def load_spec(request: Request) -> ModelSpec:
     files = load_files(request)
     overrides = _json_object(request.args.hf_overrides, "--hf-overrides")
     refuse_architecture(architecture_of(ConfigView({**files.config, **overrides})), request.version)
-    return build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
+    model = build_model(files, overrides, trust_remote_code=request.args.trust_remote_code)
+    if request.args.speculative_config is None:
+        return model
+    from planner.sources.draft import attach_draft
+
+    return attach_draft(
+        model,
+        request.args.speculative_config,
+        lambda name: load_files(request.model_copy(update={"model": name})),
+    )
 
 
 def load_gpus(request: Request) -> GpuPool:
