@@ -46,14 +46,9 @@ def resolve_runner(args: EngineArgs, model: ModelSpec, release: Release, specula
     return Runner(name="v2", reason=reason)
 
 
-def refuse_drafting(runner: Runner, speculation: Speculation, release: Release) -> None:
-    """Raises UnsupportedError where a head would draft in a runner whose buffers for it are not laid out."""
-    if not speculation.runs_head:
-        return
-    if runner.name != "v2":
-        message = f"drafting by {speculation.method} in the V1 model runner is not supported by this planner"
-        raise UnsupportedError("speculative_config", message)
-    if release.evidence != "verified on hardware":
+def refuse_drafting(speculation: Speculation, release: Release) -> None:
+    """Raises UnsupportedError for a draft with weights in a release whose drafting was not read."""
+    if speculation.has_weights and release.evidence != "verified on hardware":
         message = f"drafting by {speculation.method} is modelled for vLLM 0.26.0, not for {release.version}"
         raise UnsupportedError("speculative_config", message)
 

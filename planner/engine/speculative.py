@@ -26,7 +26,7 @@ _METHODS = (
     "dspark",
 )
 _WITHOUT_WEIGHTS = ("ngram", "suffix")
-_HEADS = ("eagle", "eagle3")
+_WITH_MODEL = ("eagle", "eagle3", "draft_model")
 _KNOWN_KEYS = frozenset(
     {
         "method",
@@ -54,9 +54,9 @@ class Speculation(Struct, frozen=True, kw_only=True):
         return self.method is None or self.method in (*_EAGLE_LIKE, "ngram_gpu", "dspark")
 
     @property
-    def runs_head(self) -> bool:
-        """Whether a head with weights of its own drafts."""
-        return self.method in _HEADS
+    def has_weights(self) -> bool:
+        """Whether what drafts has weights of its own."""
+        return self.method in _WITH_MODEL
 
 
 def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
@@ -68,14 +68,14 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     method = model.draft.method if model.draft is not None else drafting_method(config, None)
     if method not in _METHODS:
         raise reject("flag", f"argument --speculative-config: method {method!r} is not one of {', '.join(_METHODS)}")
-    if method in _HEADS and model.draft is not None:
-        _refuse_head(config, args, model, method)
+    if method in _WITH_MODEL and model.draft is not None:
+        _refuse_draft(config, args, model, method)
     elif method not in _WITHOUT_WEIGHTS:
         raise UnsupportedError(
             "speculative_config", f"speculative decoding by {method} is not supported by this planner"
         )
     count = config.get("num_speculative_tokens")
-    if count is None and method in _HEADS:
+    if count is None and method in _WITH_MODEL:
         raise reject("flag", "A speculative model was provided, but `num_speculative_tokens` was not provided")
     if count is None:
         raise reject(
@@ -88,8 +88,8 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     return Speculation(method=method, num_speculative_tokens=count)
 
 
-def _refuse_head(config: dict[str, Any], args: EngineArgs, model: ModelSpec, method: str) -> None:
-    """What else is asked of a head: only what is known to leave memory alone, a target that it can read, one stage."""
+def _refuse_draft(config: dict[str, Any], args: EngineArgs, model: ModelSpec, method: str) -> None:
+    """What else is asked of a draft: only what is known to leave memory alone, a target that it can read, one stage."""
     part = "speculative_config"
     for key, value in config.items():
         if key not in _KNOWN_KEYS or value not in (None, *_KNOWN_VALUES.get(key, (value,))):
@@ -100,6 +100,12 @@ def _refuse_head(config: dict[str, Any], args: EngineArgs, model: ModelSpec, met
             "flag",
             f"speculative_draft_tensor_parallel_size={size} cannot be other value than 1 or target model "
             "tensor_parallel_size",
+        )
+    if size not in (None, tp) and method == "draft_model":
+        raise reject(
+            "flag",
+            "Currently, 'draft_tensor_parallel_size' and 'tensor_parallel_size' must be the same. "
+            f"Got {size} and {tp}. Please pass 'draft_tensor_parallel_size' in the speculative_config.",
         )
     if size not in (None, tp):
         raise UnsupportedError(part, "a draft model on fewer GPUs than its target is not supported by this planner")

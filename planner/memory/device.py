@@ -179,6 +179,7 @@ class Boot:
         forward = forward_of(self.model, self.share, self.config)
         few = rows <= _OVERLAP_TOKENS
         hidden = forward.write(program, Step(overlaps=few, leaves=few and self._starts_on_default_stream))
+        write_drafting(program, self.model, self.share, self.config, tuple(forward.kept.handles))
         if self._last:
             chosen = program.alloc("logits indices", seq=8)
             sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)

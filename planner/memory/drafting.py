@@ -13,10 +13,12 @@ from planner.memory.layers import FP8_CACHE
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.program import LiveTensor, Program
 from planner.memory.sampling import Head, head_of
+from planner.memory.step import Step
 from planner.model.draft_spec import Draft
 from planner.model.modules import Linear, LMHead, QKVLinear
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
+from planner.sharding.shard import shard
 from planner.values import DTYPE_BYTES
 
 
@@ -40,6 +42,8 @@ def draft_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, .
     if draft is None:
         return ()
     item = DTYPE_BYTES[config.dtype]
+    if config.model_runner == "v1":
+        return _proposer_buffers(draft, config, item)
     return (
         LiveTensor("draft input tokens", bytes_per_token=4),
         LiveTensor("draft positions", bytes_per_token=8),
@@ -57,13 +61,46 @@ def draft_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, .
     )
 
 
+def _proposer_buffers(draft: Draft, config: EngineConfig, item: int) -> tuple[LiveTensor, ...]:
+    """V1's. Source: vLLM 0.26.0 v1/spec_decode/llm_base_proposer.py:167."""
+    masks = ("rejected tokens", "masked tokens") if draft.whole is not None else ()
+    longest = max(config.max_num_seqs + 1 - config.max_num_batched_tokens, 0)
+    return (
+        LiveTensor("draft input tokens", bytes_per_token=4),
+        LiveTensor("draft positions", bytes_per_token=8),
+        LiveTensor("draft hidden states", bytes_per_token=draft.hidden_size * item),
+        LiveTensor("draft numbers", bytes_per_token=4, constant_bytes=4 * longest),
+        *(LiveTensor(name, bytes_per_token=1) for name in masks),
+        LiveTensor("draft input embeddings", bytes_per_token=draft.hidden_size * item),
+        LiveTensor("draft backup tokens", bytes_per_seq=4),
+        LiveTensor("draft slot mapping", bytes_per_token=8),
+    )
+
+
 def write_drafting(p: Program, model: ModelSpec, share: RankShare, config: EngineConfig, kept: tuple[int, ...]) -> None:
-    """The first draft step over the batch of the target, whose `kept` hidden states go when it is done."""
+    """The first draft step over the batch of the target, whose `kept` hidden states go when it is done. V1's dummy
+    runs go through the draft's layers only, on hidden states from its buffer."""
     if model.draft is None:
         return
     p.stage("draft model")
-    _Drafting(model, share, config, model.draft).write(p)
+    if model.draft.model is not None:
+        _write_model(p, model.draft.model, config)
+        p.free(*kept)
+        return
+    drafting = _Drafting(model, share, config, model.draft)
+    if config.model_runner == "v1":
+        p.free(drafting.run(p))
+    else:
+        drafting.write(p)
     p.free(*kept)
+
+
+def _write_model(p: Program, draft: ModelSpec, config: EngineConfig) -> None:
+    """A pass of a model of its own, as the engine's own passes run."""
+    from planner.memory.activation import forward_of
+
+    alone = config.model_copy(update={"enable_lora": False})
+    p.free(forward_of(draft, shard(draft, alone), alone).write(p, Step()))
 
 
 class _Drafting:
@@ -95,7 +132,7 @@ class _Drafting:
             states = self._linear(p, self._named("model.fc"), "projected hidden states", self.hidden)
             p.free(joined)
         positions = p.alloc("positions of the last tokens", seq=8)
-        out = self._run(p)
+        out = self.run(p)
         sampled = p.alloc("draft hidden states of the last tokens", seq=self.hidden)
         self._sample(p)
         p.free(sampled, out, positions, states)
@@ -110,7 +147,7 @@ class _Drafting:
             logits = whole
         p.free(p.alloc("greedy draft tokens", seq=8), logits)
 
-    def _run(self, p: Program) -> int:
+    def run(self, p: Program) -> int:
         """The head's layers. Gives the handle of its last hidden states."""
         embeds = self._reduce(p, p.alloc("draft token embeddings", token=self.hidden))
         state = None

@@ -69,13 +69,15 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
 
 def draft_graph_bytes(model: ModelSpec, config: EngineConfig) -> int:
     """What capturing a draft head's graphs adds: one for each of the target's, one more for each number of requests
-    where it drafts several tokens, and the logits of the largest.
+    where it drafts several tokens, and the logits of the largest. V1 captures the draft in pieces only.
 
     Source: vLLM 0.26.0 v1/worker/gpu/spec_decode/autoregressive/speculator.py:62, 86. No boot had one captured.
     """
     mixed, whole = captured_graphs(config)
     if model.draft is None or not (mixed or whole):
         return 0
+    if config.model_runner == "v1":
+        return len(mixed) * model.draft.layers * measured.GRAPH_NODE_BYTES.value
     query = config.num_speculative_tokens + 1
     steps = tuple(size for size in config.cudagraph_capture_sizes if size <= config.max_num_seqs) if query > 2 else ()
     graphs = len(mixed) + len(whole) + len(steps)

@@ -79,6 +79,9 @@ class Spreads(Struct, frozen=True):
         return self.weights + self.peak + self.non_torch + self.context
 
 
+_DRAFTED = Spread(2 * MIB, 2 * MIB)
+"""Of weights with a draft model: it is loaded after the target, into blocks of whose order only one boot tells."""
+
 CERTAIN = Spreads(
     weights=Spread(), peak=Spread(), non_torch=Spread(), graph_estimate=Spread(), graph_actual=Spread(),
     context=Spread(), residual=Spread(), unexplained=Spread(),
@@ -92,7 +95,11 @@ def spreads(
     """All of them, for a rank whose expected weights, peak, captured graphs and context are given in bytes."""
     known = is_verified(config)
     return Spreads(
-        weights=Spread() if known else Spread(weights // 200 + 32 * MIB, weights // 200 + 32 * MIB),
+        weights=_DRAFTED
+        if known and model.draft is not None
+        else Spread()
+        if known
+        else Spread(weights // 200 + 32 * MIB, weights // 200 + 32 * MIB),
         peak=_unmeasured_peak(model, config)
         if known
         else Spread(peak * 6 // 100 + 32 * MIB, peak * 6 // 100 + 32 * MIB),

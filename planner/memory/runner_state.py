@@ -27,9 +27,8 @@ _KERNEL_BLOCK_TOKENS = 128
 
 def runner_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]:
     """Made when the runner is constructed, before the weights."""
-    if config.model_runner == "v2":
-        return (*draft_buffers(model, config), *_v2_inputs(config))
-    return _v1_inputs(model, config)
+    inputs = _v2_inputs(config) if config.model_runner == "v2" else _v1_inputs(model, config)
+    return (*draft_buffers(model, config), *inputs)
 
 
 def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool = True) -> tuple[LiveTensor, ...]:

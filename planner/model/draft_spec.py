@@ -1,16 +1,21 @@
-"""Draft: what the memory of a head that drafts for a target depends on, beside its modules."""
+"""What the memory of a draft model depends on, beside its modules."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from msgspec import Struct
+
+if TYPE_CHECKING:
+    from planner.model.spec import ModelSpec
 
 
 class Draft(Struct, frozen=True, kw_only=True):
-    """A head that drafts for a target, whole model. Its modules lie among the target's, as component "draft_model".
+    """What drafts for a target, whole model. Its modules lie among the target's, as component "draft_model".
 
     `words`: rows of its output head, the target's where it borrows that; `all_words`: those of its logits in the end.
     `target_layers`: before which layers of the target its hidden states are kept for the head (EAGLE-3). `joined`: how
-    many hidden states go into the projection.
+    many hidden states go into the projection. `whole`: the ModelSpec of a model of its own, None for a head.
     """
 
     method: str
@@ -26,3 +31,10 @@ class Draft(Struct, frozen=True, kw_only=True):
     joined: int
     max_model_len: int
     target_layers: tuple[int, ...] = ()
+    whole: Any = None
+
+    @property
+    def model(self) -> ModelSpec | None:
+        """The model of its own that drafts."""
+        whole: ModelSpec | None = self.whole
+        return whole

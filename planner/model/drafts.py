@@ -15,14 +15,16 @@ from msgspec.structs import replace
 from planner.errors import InputError, UnsupportedError
 from planner.model.architectures.blocks import Heads, gated_mlp, norm, read_heads, self_attention
 from planner.model.architectures.llama import llama_biases
-from planner.model.build import architecture_of
+from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
 from planner.model.draft_spec import Draft
-from planner.model.modules import Attention, Buffer, Linear, LMHead, Module, Parameter, QKVLinear
+from planner.model.modules import Attention, Buffer, Linear, LMHead, Module, Parameter, QKVLinear, VocabEmbedding
 from planner.model.rope import rope_parameters
 from planner.model.spec import ModelFiles, ModelSpec
+from planner.values import reject
 
 PREFIX = "draft."
+_MODEL_PREFIX = "draft_model."
 _EAGLE = ("LlamaForCausalLM", "EagleLlamaForCausalLM")
 _EAGLE3 = (
     "LlamaForCausalLMEagle3",
@@ -44,7 +46,45 @@ _UNKNOWN_KEYS = (
 
 
 def with_draft(target: ModelSpec, files: ModelFiles, method: str) -> ModelSpec:
-    """The target and a head that drafts for it. Raises UnsupportedError for a head that is not laid out here."""
+    """The target and what drafts for it. Raises UnsupportedError for a draft that is not laid out here."""
+    return with_model(target, files) if method == "draft_model" else with_head(target, files, method)
+
+
+def with_model(target: ModelSpec, files: ModelFiles) -> ModelSpec:
+    """The target and a smaller dense model that drafts for it, with an embedding and a head of its own.
+
+    Source: vLLM 0.26.0 v1/spec_decode/draft_model.py, config/speculative.py verify_equal_vocab_size_if_draft_model.
+    """
+    own = build_model(files)
+    part = "speculative_config"
+    words, drafted = target.text.vocab_size, own.text.vocab_size
+    if words != drafted:
+        raise reject(
+            "flag",
+            "Target and draft model should have the same vocabulary size. "
+            f"Target model vocab_size={words}. Draft model vocab_size={drafted}. Using models with different "
+            "tokenizers can cause out-of-bounds errors during speculative decoding.",
+        )
+    if own.quantization is not None or own.is_moe or own.is_hybrid or own.use_mla or own.is_multimodal:
+        raise UnsupportedError(part, f"drafting by a model like {files.name} is not supported by this planner")
+    draft = Draft(
+        method="draft_model", hidden_size=own.text.hidden_size, intermediate_size=own.text.intermediate_size,
+        num_heads=own.text.num_attention_heads, num_kv_heads=own.text.num_kv_heads, head_size=own.text.head_size,
+        layers=own.text.num_hidden_layers, words=words, all_words=words, own_head=True, joined=0,
+        max_model_len=own.derived_max_model_len, whole=own,
+    )  # fmt: skip
+    modules = (_owned(_prefixed(module)) for module in own.modules)
+    return replace(target, modules=(*target.modules, *modules), draft=draft)
+
+
+def _prefixed(module: Module) -> Module:
+    """The module under the draft model's prefix, on the last stage."""
+    tied = {"tied_to": f"{_MODEL_PREFIX}{module.tied_to}"} if isinstance(module, LMHead) and module.tied_to else {}
+    return replace(module, name=f"{_MODEL_PREFIX}{module.name}", placement="last", **tied)
+
+
+def with_head(target: ModelSpec, files: ModelFiles, method: str) -> ModelSpec:
+    """The target and an EAGLE head that drafts for it."""
     view = ConfigView(files.config, files=files)
     name = architecture_of(view)
     if name not in (_EAGLE3 if method == "eagle3" else _EAGLE):
@@ -69,10 +109,10 @@ def with_draft(target: ModelSpec, files: ModelFiles, method: str) -> ModelSpec:
 def _draft(view: ConfigView, target: ModelSpec, heads: Heads, method: str) -> Draft:
     vocab = view.size("vocab_size")
     words = view.optional_size("draft_vocab_size") or vocab
-    if view.optional_size("target_hidden_size") not in (None, target.text.hidden_size):
+    read = view.optional_size("target_hidden_size") or heads.hidden_size
+    if read != target.text.hidden_size or (method == "eagle" and heads.hidden_size != target.text.hidden_size):
         raise InputError(
-            f"the draft model was made for a target of hidden size {view.size('target_hidden_size')}, "
-            f"not {target.text.hidden_size}"
+            f"the draft model reads hidden states of {read} elements; {target.name} has {target.text.hidden_size}"
         )
     layers = _target_layers(view, target) if method == "eagle3" else ()
     joined = view.optional_size("num_aux_hidden_states") or 3
@@ -157,7 +197,7 @@ def _projection(inputs: int, hidden: int) -> Linear:
 def _owned(module: Module) -> Module:
     """The module as part of the draft, without the target's quantization."""
     changes: dict[str, Any] = {"component": "draft_model"}
-    if isinstance(module, Linear | QKVLinear | LMHead | Attention):
+    if isinstance(module, Linear | QKVLinear | LMHead | Attention | VocabEmbedding):
         changes["quantizable"] = False
     if isinstance(module, Buffer) and not module.shared_key:
         raise UnsupportedError("speculative_config", f"a draft model with {module.name} is not supported")
@@ -199,10 +239,11 @@ _MARKS: Sequence[tuple[str, str]] = (
 
 TAKES_EAGLE3 = frozenset(
     {
-        "ApertusForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM", "GlmForCausalLM",
+        "ApertusForCausalLM", "GptOssForCausalLM", "HunYuanMoEV1ForCausalLM", "MiniMaxM2ForCausalLM",
+        "Qwen3MoeForCausalLM", "ArceeForCausalLM", "CwmForCausalLM", "Ernie4_5ForCausalLM", "GlmForCausalLM",
         "HunYuanDenseV1ForCausalLM", "IQuestCoderForCausalLM", "InternLM3ForCausalLM", "LLaMAForCausalLM",
         "LlamaForCausalLM", "MiMoForCausalLM", "MiniCPMForCausalLM", "Ministral3ForCausalLM", "MistralForCausalLM",
         "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "TeleChat2ForCausalLM", "TeleChat3ForCausalLM",
     }
 )  # fmt: skip
-"""Dense classes that keep hidden states for EAGLE-3 (vLLM 0.26.0 SupportsEagle3)."""
+"""Classes that keep hidden states for EAGLE-3 (vLLM 0.26.0 SupportsEagle3)."""

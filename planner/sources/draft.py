@@ -8,7 +8,7 @@ from collections.abc import Callable
 from planner.model.drafts import drafting_method, with_draft
 from planner.model.spec import ModelFiles, ModelSpec
 
-_LAID_OUT = ("eagle", "eagle3")
+_LAID_OUT = ("eagle", "eagle3", "draft_model")
 _NO_MODELS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "extract_hidden_states")
 
 
@@ -24,11 +24,7 @@ def attach_draft(target: ModelSpec, text: str, load: Callable[[str], ModelFiles]
     if not isinstance(config, dict):
         return target
     name = config.get("model")
-    if (
-        not isinstance(name, str)
-        or name in _NO_MODELS
-        or drafting_method(config, None) not in (*_LAID_OUT, "draft_model")
-    ):
+    if not isinstance(name, str) or name in _NO_MODELS or drafting_method(config, None) not in _LAID_OUT:
         return target
     files = load(name)
     method = drafting_method(config, files)

@@ -8,7 +8,7 @@ import pytest
 
 from planner.api import Request, estimate
 from planner.engine.args import EngineArgs
-from planner.errors import UnsupportedError
+from planner.errors import InputError, UnsupportedError
 from planner.memory.assess import Assessment
 
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_SIZE, VOCAB, LAYERS = 1024, 2048, 8, 4, 128, 32000, 8
@@ -127,9 +127,9 @@ def test_decode_graphs_take_whole_draft_steps(tmp_path: Path) -> None:
         ("eagle3", {"architectures": ["Eagle3Qwen3ForCausalLM"]}, {}, "Eagle3Qwen3ForCausalLM"),
         ("eagle", {"quantization_config": {"quant_method": "fp8"}}, {}, "quantization_config"),
         ("eagle", {}, {"pipeline_parallel_size": 2}, "pipeline"),
-        ("eagle", {}, {"env": (("VLLM_USE_V2_MODEL_RUNNER", "0"),)}, "V1 model runner"),
         ("eagle3", {}, {"target": {"num_hidden_layers": 4}}, "do not fill the 3 inputs"),
-        ("draft_model", {}, {}, "draft_model"),
+        ("draft_model", {"quantization_config": {"quant_method": "fp8"}}, {}, "drafting by a model like"),
+        ("medusa", {}, {}, "medusa"),
         ("dflash", {}, {}, "dflash"),
     ],
 )
@@ -138,6 +138,57 @@ def test_other_drafts_are_unsupported_by_name(
 ) -> None:
     with pytest.raises(UnsupportedError, match=part):
         plan(tmp_path, method, head, **flags)
+
+
+def test_v1_goes_through_the_layers_only(tmp_path: Path) -> None:
+    """The same weights and cache; V1's proposer keeps hidden states and embeddings for every token of a batch."""
+    for name in ("v1", "v2", "plain"):
+        (tmp_path / name).mkdir()
+    v1 = {"env": (("VLLM_USE_V2_MODEL_RUNNER", "0"),)}
+    one, two = plan(tmp_path / "v1", "eagle3", **v1), plan(tmp_path / "v2", "eagle3")
+    plain = plan(tmp_path / "plain", None, **v1)
+    assert parameters(one) == parameters(two)
+    assert one.estimate.per_gpu is not None
+    assert plain.estimate.per_gpu is not None
+    more = one.estimate.per_gpu.runner_state_bytes - plain.estimate.per_gpu.runner_state_bytes
+    buffers = (4 + 8 + 4 + 8 + 2 * 2 * HIDDEN) * TOKENS + 4 * SEQS
+    assert buffers <= more <= buffers + (2 << 20)
+
+
+def test_a_model_of_its_own_has_everything_twice(tmp_path: Path) -> None:
+    """Two of the target's eight layers: its embedding, head, norms and layers once more."""
+    for name in ("with", "without"):
+        (tmp_path / name).mkdir()
+    layer = HIDDEN * (QUERY + 2 * KEYS) + QUERY * HIDDEN + MLP + 2 * HIDDEN
+    found = plan(tmp_path / "with", "draft_model", {"num_hidden_layers": 2})
+    without = plan(tmp_path / "without", None)
+    assert parameters(found) - parameters(without) == 2 * (2 * layer + 2 * VOCAB * HIDDEN + HIDDEN)
+    assert found.config is not None
+    assert found.config.model_runner == "v1"
+    assert found.estimate.kv_cache is not None
+    assert found.estimate.kv_cache.groups[0].num_layers == LAYERS + 2
+
+
+@pytest.mark.parametrize(
+    ("method", "head", "sentence"),
+    [
+        ("draft_model", {"vocab_size": 16000}, "Target and draft model should have the same vocabulary size."),
+        ("eagle", {}, "draft_tensor_parallel_size=3"),
+    ],
+)
+def test_refusals_are_vllm_own(tmp_path: Path, method: str, head: dict[str, Any], sentence: str) -> None:
+    model = folder(tmp_path / "head", **{"num_hidden_layers": 1, **head})
+    text = {"method": method, "model": model, "num_speculative_tokens": 2}
+    if method == "eagle":
+        text["draft_tensor_parallel_size"] = 3
+    rejection = plan(tmp_path, method, text=json.dumps(text)).estimate.rejection
+    assert rejection is not None
+    assert sentence in rejection.message
+
+
+def test_a_head_made_for_another_width_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="reads hidden states of 512 elements"):
+        plan(tmp_path, "eagle", {"hidden_size": 512})
 
 
 def test_a_head_without_a_length_is_refused_with_vllm_sentence(tmp_path: Path) -> None:
