@@ -7,12 +7,11 @@ from math import ceil
 
 from planner.errors import UnsupportedError
 from planner.memory.assess import Deployment
-from planner.memory.kv_capacity import request_bytes
 from planner.model.spec import ModelSpec
 from planner.search.media import media_tokens
 from planner.search.occupancy import Occupancy, moments, occupancy, shared_prefix, tokens_in_flight
 from planner.search.population import Ints, longest, means, share_above
-from planner.search.roofline import decode_tokens_per_s, engine_load, prefill_tokens_per_s
+from planner.search.roofline import cache_read_bytes, decode_tokens_per_s, engine_load, prefill_tokens_per_s
 from planner.search.space import SearchOptions
 from planner.search.workload import PlanDemand, RequestMix
 from planner.values import Rejection
@@ -137,8 +136,7 @@ class Demands:
         """The least whole number that is at least rate x latency at that many requests; None where none is."""
         gpu, config = deployment.gpus.gpu, deployment.config
         context = max(1, round(float(self.contexts.mean())))
-        cache = int(request_bytes(deployment.pool, context, config.max_num_batched_tokens))
-        load = replace(engine_load(deployment), cache_bytes=cache)
+        load = replace(engine_load(deployment), cache_bytes=cache_read_bytes(deployment.pool, context))
         prefill = prefill_tokens_per_s(load, gpu, config.dtype)
         decode = decode_tokens_per_s(load, gpu, config.dtype, 1)
         if prefill is None or decode is None:

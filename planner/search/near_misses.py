@@ -118,7 +118,7 @@ def _fewer_requests(options: SearchOptions, best: _Best) -> Iterator[NearMiss]:
         tried = best(_loaded(options, concurrency=middle))
         low, high, plan = (low, middle, plan) if tried is None else (middle, high, tried)
     if plan is not None:
-        yield NearMiss("fewer requests at once", f"{low} requests at once", plan)
+        yield NearMiss("fewer requests at once", "1 request at once" if low == 1 else f"{low} requests at once", plan)
 
 
 def _shorter(options: SearchOptions, best: _Best) -> Iterator[NearMiss]:

@@ -19,12 +19,12 @@ from msgspec import structs
 
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import Deployment
-from planner.memory.kv_capacity import request_bytes, whole_requests
+from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
 from planner.search.costs import Ints
 from planner.search.explorer import Candidates, Explorer
 from planner.search.plan import Plan
-from planner.search.roofline import EngineLoad, decode_tokens_per_s, engine_load
+from planner.search.roofline import EngineLoad, cache_read_bytes, decode_tokens_per_s, engine_load
 from planner.search.search import all_candidates, exact_plan, explorers
 from planner.search.space import SearchOptions
 from planner.units import MIB
@@ -228,9 +228,9 @@ class Speed:
 def speed_of(deployment: Deployment, options: SearchOptions) -> Speed:
     """The roofline of one layout with the workload's average length."""
     config = deployment.config
-    cache = request_bytes(deployment.pool, _average(options), config.max_num_batched_tokens)
+    cache = cache_read_bytes(deployment.pool, _average(options))
     return Speed(
-        replace(engine_load(deployment), cache_bytes=int(cache)), deployment.gpus.gpu, config.dtype,
+        replace(engine_load(deployment), cache_bytes=cache), deployment.gpus.gpu, config.dtype,
         config.data_parallel_size,
     )  # fmt: skip
 
