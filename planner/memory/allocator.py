@@ -307,7 +307,7 @@ def _load(
     held: dict[str, list[tuple[Tensor, int]]] = {module: [] for module in changed}
     sizes: dict[tuple[tuple[int, ...], str], int] = {}
     for tensor in created:
-        if waiting == "linear" and (tensor.dtype.startswith("float8") or tensor in online):
+        if waiting == "linear" and (tensor.dtype.startswith("float8") or (online and tensor in online)):
             waiting = ""
             load.allocate(DEEP_GEMM_WORKSPACE_BYTES)
         if online and tensor in online:
@@ -389,10 +389,12 @@ def _post_process(
     online: frozenset[Tensor],
 ) -> None:
     plain: set[int | None] | None = None
-    for module in sorted(changed, key=lambda name: not any(tensor in online for tensor in changed[name][0])):
+    order = sorted(changed, key=lambda name: online.isdisjoint(changed[name][0])) if online else list(changed)
+    for module in order:
         old, new = changed[module]
         own = held[module]
-        own += [(tensor, load.allocate(tensor.size_bytes)) for tensor in old if tensor in online]
+        if online:
+            own += [(tensor, load.allocate(tensor.size_bytes)) for tensor in old if tensor in online]
         latent = [tensor for tensor in new if tensor.name in _LATENT_COPIES]
         if latent:
             plain = _plain_latent_layers(loaded) if plain is None else plain
@@ -418,5 +420,9 @@ def _plain_latent_layers(loaded: tuple[Tensor, ...]) -> set[int | None]:
 def _by_module(tensors: tuple[Tensor, ...]) -> dict[str, list[Tensor]]:
     modules: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        modules.setdefault(tensor.module, []).append(tensor)
+        known = modules.get(tensor.module)
+        if known is None:
+            modules[tensor.module] = [tensor]
+        else:
+            known.append(tensor)
     return modules
