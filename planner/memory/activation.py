@@ -10,7 +10,9 @@ from planner.memory.adapters import keep_addresses
 from planner.memory.compiled import CompiledForward
 from planner.memory.drafting import write_drafting
 from planner.memory.forward import Forward
+from planner.memory.layers import batchless
 from planner.memory.multimodal.encoder import profiled_encoder
+from planner.memory.once import once_each
 from planner.memory.program import LiveTensor, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.memory.step import Step
@@ -81,7 +83,12 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
 
 
 def forward_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Forward:
-    """The forward pass as it runs: eager, or compiled piece by piece."""
+    """The forward pass as it runs, eager or compiled piece by piece: one for all batch sizes."""
+    return _forward(model, share, batchless(model, config))
+
+
+@once_each(kept=16)
+def _forward(model: ModelSpec, share: RankShare, config: EngineConfig) -> Forward:
     return Forward(model, share, config) if config.enforce_eager else CompiledForward(model, share, config)
 
 

@@ -30,11 +30,10 @@ class CompiledForward(Forward):
     """The same layers as `Forward`, with inductor's lifetimes. Layers of other kinds keep the eager ones."""
 
     _arguments: tuple[int | None, ...] = ()
-    _timed = False
 
-    def write(self, program: Program, step: Step) -> int | None:
+    def _write(self, program: Program, step: Step) -> int | None:
         if not self._in_pieces:
-            return super().write(program, step)
+            return super()._write(program, step)
         p, self.step = program, step
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)

@@ -30,7 +30,7 @@ from planner.memory.layers import (
 )
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.per_layer import write_per_layer_inputs
-from planner.memory.program import Program
+from planner.memory.program import Part, Program
 from planner.memory.recurrent import write_recurrent
 from planner.memory.step import Step
 from planner.memory.styles import Style, style_of
@@ -63,11 +63,28 @@ class Forward:
         if table is not None and table.dtype == "float32" and self.item < 4 and config.enforce_eager:
             self.rotary_bytes = table.shape[0] * table.shape[-1] * 4
         self.step = Step()
-        self._left = False
+        self._left = self._timed = False
+        self._parts: dict[tuple[Step, bool], Part] = {}
+        self.kept = KeptStates(model, self.hidden)
         self.deepstack = deepstack_levels(model) if self.kept_embeds and share.pp_rank == 0 else 0
 
     def write(self, program: Program, step: Step) -> int | None:
-        """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers)."""
+        """The pass over all layers of the rank. Gives the handle of the final hidden states (None: no layers).
+
+        A step is written once; programs of whatever batch sizes use what was written.
+        """
+        key = (step, self._timed)
+        part = self._parts.get(key)
+        if part is None:
+            fresh = Program()
+            hidden = self._write(fresh, step)
+            part = self._parts[key] = fresh.part(hidden, *self.kept.handles)
+        self._timed = False
+        handles = program.use(part)
+        self.kept.handles = [handle for handle in handles[1:] if handle is not None]
+        return handles[0]
+
+    def _write(self, program: Program, step: Step) -> int | None:
         p, self.step, self._rotated, self._left = program, step, False, False
         p.stage("embedding")
         residual = None if self.kept_embeds else self._embed(p)

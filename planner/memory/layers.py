@@ -16,6 +16,7 @@ from planner.model.modules import (
     Linear,
     MLAProjection,
     Module,
+    PackedCache,
     Parameter,
     QKVLinear,
     StateSpace,
@@ -190,6 +191,33 @@ _MIXER_LINEARS = frozenset({
     "g_b_proj", "a_proj", "b_proj", "q_conv1d", "k_conv1d", "v_conv1d",
 })  # fmt: skip
 """Last names of the linear layers inside recurrent mixers."""
+
+
+_SIZES = {"max_model_len": 1 << 40, "max_num_seqs": 1 << 40, "max_num_batched_tokens": 1 << 40}
+_BUDGET = {
+    "cudagraph_capture_sizes": (), "gpu_memory_utilization": 1.0, "kv_cache_memory_bytes": None,
+    "num_gpu_blocks_override": None, "warnings": (), "gpu_memory_bytes": 0,
+}  # fmt: skip
+_KEPT_CONFIGS = 64
+_configs: dict[EngineConfig, EngineConfig] = {}
+
+
+@once
+def batchless(model: ModelSpec, config: EngineConfig) -> EngineConfig:
+    """The configuration as far as a forward pass is written by it: one and the same object for all batch sizes.
+
+    Only latent and compressed attention read sizes while they are written; for other models the sizes are put where
+    nobody can take them for real ones.
+    """
+    common = config.model_copy(update=_BUDGET if _reads_sizes(model) else {**_BUDGET, **_SIZES})
+    if common not in _configs and len(_configs) >= _KEPT_CONFIGS:
+        del _configs[next(iter(_configs))]
+    return _configs.setdefault(common, common)
+
+
+@once
+def _reads_sizes(model: ModelSpec) -> bool:
+    return any(isinstance(module, MLAProjection | PackedCache) for module in model.modules)
 
 
 def takes_media(model: ModelSpec, config: EngineConfig) -> bool:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.memory.adapters import NO_ADAPTER, AdapterRun, adapter_runs
+from planner.memory.layers import batchless
 from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import FusedMoE, Linear, LMHead, QKVLinear, VocabEmbedding
@@ -122,9 +123,13 @@ class _Runs(dict[str, LinearRun]):
         return run
 
 
-@once
 def linear_runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[str, LinearRun]:
-    """The run of a linear, expert or vocabulary layer of the rank, by module name."""
+    """The run of a linear, expert or vocabulary layer of the rank, by module name: the same for all batch sizes."""
+    return _runs(model, share, batchless(model, config))
+
+
+@once
+def _runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[str, LinearRun]:
     return _Runs(model, share, config)
 
 

@@ -1,14 +1,17 @@
-"""Answers remembered for the very same arguments: the parts of a ledger ask for the same layers again and again."""
+"""Answers remembered: the parts of a ledger ask for the same layers again and again."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_Q = ParamSpec("_Q")
+_M = TypeVar("_M")
+_S = TypeVar("_S")
 
 _KEPT = 8
 
@@ -28,3 +31,28 @@ def once(function: Callable[_P, _R]) -> Callable[_P, _R]:
         return answer
 
     return remembered
+
+
+def once_each(
+    kept: int,
+) -> Callable[[Callable[Concatenate[_M, _S, _Q], _R]], Callable[Concatenate[_M, _S, _Q], _R]]:
+    """Remember the last `kept` answers of a function of a model, a share, and small values: the first two by identity,
+    the values, which must be positional and hashable, by equality."""
+
+    def decorate(function: Callable[Concatenate[_M, _S, _Q], _R]) -> Callable[Concatenate[_M, _S, _Q], _R]:
+        known: dict[tuple[object, ...], tuple[_M, _S, _R]] = {}
+
+        @wraps(function)
+        def remembered(model: _M, share: _S, /, *args: _Q.args, **kwargs: _Q.kwargs) -> _R:
+            key = (id(model), id(share), *args)
+            found = known.get(key)
+            if found is None:
+                found = (model, share, function(model, share, *args, **kwargs))
+                if len(known) >= kept:
+                    del known[next(iter(known))]
+                known[key] = found
+            return found[2]
+
+        return remembered
+
+    return decorate

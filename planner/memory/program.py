@@ -7,7 +7,7 @@ for every batch size, for whole numbers and numpy arrays alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from msgspec import Struct, field
@@ -42,7 +42,9 @@ class Stage(Struct, frozen=True):
         )
 
 
-EventKind = Literal["alloc", "free", "keep", "keep_here", "grow", "drop", "empty_cache", "aside", "back", "leave"]
+EventKind = Literal[
+    "alloc", "free", "keep", "keep_here", "grow", "drop", "empty_cache", "aside", "back", "leave", "part"
+]  # fmt: skip
 
 _ASIDE_STREAM = 1
 _DEDICATED_STREAM = 2
@@ -51,12 +53,29 @@ _DEDICATED_STREAM = 2
 class Event(Struct, frozen=True):
     """`keep` allocates a tensor that outlives the program, once, under its name, `keep_here` once for each stream;
     `grow` returns the cache before it makes a larger one; `drop` frees what a name holds. `aside` and `back` lead to a
-    stream beside the main one and back; `leave` makes another stream the main one."""
+    stream beside the main one and back; `leave` makes another stream the main one. `part` stands for the events of a
+    part, whose handles count from `handle`."""
 
     kind: EventKind
     handle: int
     tensor: LiveTensor
     stage: str
+    part: Part | None = None
+
+
+_Operation = tuple[int, int, int, int, int, Event]
+_ALLOC, _FREE, _OTHER = 0, 1, 2
+
+
+class Part(Struct, frozen=True):
+    """A finished stretch of a program, to be used in several. `results`: the handles that it leaves to what follows;
+    `operations`: its events as `Program.replay` takes them."""
+
+    events: tuple[Event, ...]
+    operations: tuple[_Operation, ...]
+    handles: int
+    stage: str
+    results: tuple[int | None, ...]
 
 
 class Program(Struct):
@@ -109,12 +128,34 @@ class Program(Struct):
     def empty_cache(self) -> None:
         self.events.append(Event("empty_cache", 0, _NOTHING, self._stage))
 
+    def part(self, *results: int | None) -> Part:
+        """What was written so far, to use in other programs."""
+        events = tuple(self.flat())
+        return Part(events, tuple(_operation(event) for event in events), self._handles, self._stage, results)
+
+    def use(self, part: Part) -> tuple[int | None, ...]:
+        """Write a part's events; gives the handles of its results."""
+        base = self._handles
+        self.events.append(Event("part", base, _NOTHING, self._stage, part))
+        self._handles += part.handles
+        self._stage = part.stage
+        return tuple(None if handle is None else base + handle for handle in part.results)
+
+    def flat(self) -> Iterator[Event]:
+        """Every event, those of parts in their place."""
+        for event in self.events:
+            if event.part is None:
+                yield event
+                continue
+            for inner in event.part.events:
+                yield Event(inner.kind, inner.handle + event.handle, inner.tensor, inner.stage)
+
     def stages(self) -> tuple[Stage, ...]:
         """The moments that are highest for some batch size: what no other moment exceeds in every coefficient."""
         live: dict[int | str, LiveTensor] = {}
         total = (0, 0, 0)
         best: list[tuple[tuple[int, int, int], Stage]] = []
-        for event in self.events:
+        for event in self.flat():
             if event.kind == "free":
                 total = _add(total, live.pop(event.handle), -1)
                 continue
@@ -149,19 +190,46 @@ class Program(Struct):
     def replay(self, allocator: CachingAllocator, tokens: int, seqs: int, kept: dict[str, Block]) -> None:
         """Run the events on an allocator. `kept` carries the tensors that outlive programs, by name."""
         live: dict[int, Block | None] = {}
+        own: list[_Operation] = []
         for event in self.events:
-            if event.kind == "alloc":
-                live[event.handle] = allocator.allocate(event.tensor.bytes(tokens, seqs))
-            elif event.kind == "free":
-                allocator.free(live.pop(event.handle))
-            elif event.kind == "drop":
-                allocator.free(kept.pop(event.tensor.name, None))
-            elif event.kind == "empty_cache":
-                allocator.empty_cache()
-            elif event.kind in _KEEPING:
-                _keep(allocator, event, event.tensor.bytes(tokens, seqs), kept)
-            else:
-                _turn(allocator, event.kind)
+            if event.part is None:
+                own.append(_operation(event))
+                continue
+            _run(allocator, own, 0, (tokens, seqs), live, kept)
+            _run(allocator, event.part.operations, event.handle, (tokens, seqs), live, kept)
+            own = []
+        _run(allocator, own, 0, (tokens, seqs), live, kept)
+
+
+def _operation(event: Event) -> _Operation:
+    tensor = event.tensor
+    code = _ALLOC if event.kind == "alloc" else _FREE if event.kind == "free" else _OTHER
+    return code, event.handle, tensor.bytes_per_token, tensor.bytes_per_seq, tensor.constant_bytes, event
+
+
+def _run(
+    allocator: CachingAllocator,
+    operations: Iterable[_Operation],
+    base: int,
+    batch: tuple[int, int],
+    live: dict[int, Block | None],
+    kept: dict[str, Block],
+) -> None:
+    tokens, seqs = batch
+    allocate, free = allocator.allocate, allocator.free
+    for code, handle, token, seq, constant, event in operations:
+        if code == _ALLOC:
+            live[base + handle] = allocate(token * tokens + seq * seqs + constant)
+        elif code == _FREE:
+            free(live.pop(base + handle))
+        elif event.kind == "drop":
+            free(kept.pop(event.tensor.name, None))
+        elif event.kind == "empty_cache":
+            allocator.empty_cache()
+        elif event.kind in _KEEPING:
+            _keep(allocator, event, token * tokens + seq * seqs + constant, kept)
+        else:
+            _turn(allocator, event.kind)
 
 
 def _turn(allocator: CachingAllocator, kind: EventKind) -> None:
