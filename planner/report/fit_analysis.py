@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 from planner.search.analysis import Analysis
 from planner.search.near_misses import NearMiss
@@ -123,13 +123,14 @@ def analysis_text(analysis: Analysis, record: Mapping[str, Any], *, color: bool 
             console.print(f"  {number}. {miss.harm}: {miss.change}: {_shape(miss.plan)}", soft_wrap=True)
         first = record["near_misses"][0]["plan"]["command"]
         console.print(f"\n# 1\n{first}", soft_wrap=True, markup=False)
-    return buffer.getvalue()
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
 _HEADER = (
     "objective", "next loses", "TPxPPxDP", "KV", "length", "at once", "tok/s", "cards", "$/h", "$/Mtok", "headroom", "",
 )  # fmt: skip
-_CHANGES = ("flag", "KV cache", "headroom", "KV tokens", "at once", "tok/s", "$/h")
+_WORDS = ("objective", "TPxPPxDP")
+_CHANGES = ("KV cache", "headroom", "KV tokens", "at once", "tok/s", "$/h", "with")
 
 
 def _recommended_row(item: Recommendation) -> tuple[str, ...]:
@@ -152,11 +153,11 @@ def _point_row(point: Point) -> tuple[str, ...]:
 
 def _change_row(change: Mapping[str, Any]) -> tuple[str, ...]:
     if change["refused"] is not None:
-        return change["flag"], f"refused: {change['refused'][:60]}", "", "", "", "", ""
-    flag = change["flag"] if change["within_margin"] else f"{change['flag']} (margin gone)"
+        return "", "", "", "", "", "", f"{change['flag']}: refused: {change['refused'].partition('. ')[0]}"
     return (
-        flag, _gib(change["kv_cache_bytes"]), _gib(change["headroom_bytes"]), f"{change['tokens']:+,}",
+        _gib(change["kv_cache_bytes"]), _gib(change["headroom_bytes"]), f"{change['tokens']:+,}",
         f"{change['requests']:+,}", _number(change["tokens_per_s"], "+,.0f"), _number(change["usd_per_hour"], "+.2f"),
+        change["flag"] if change["within_margin"] else f"{change['flag']} (breaks the margin)",
     )  # fmt: skip
 
 
@@ -189,8 +190,10 @@ def _columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    last = len(header) - 1
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if index == last or name in _WORDS else "right"
+        table.add_column(name, justify=justify, no_wrap=index != last, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table
