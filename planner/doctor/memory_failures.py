@@ -282,25 +282,4 @@ MEMORY_FAILURES: tuple[Failure, ...] = (
         ),
         severity="warning",
     ),
-    Failure(
-        id="host_memory_killed",
-        title="the host ran out of memory and a process was killed",
-        patterns=(
-            r"worker died \(-9\)",
-            r"killed by SIGKILL by OOM killer",
-            r"died with <Signals\.SIGKILL: 9>",
-            r"(?:exit ?code:? ?|exitcode[ =])-9\b",
-            r"(?m)^Killed$",
-            r"oom-kill:|Out of memory: Killed process",
-        ),
-        bottleneck="environment",
-        cause="Signal 9 on a process that loads weights is nearly always the kernel's out-of-memory killer or a "
-        "container "
-        "limit: host memory, not the card's.",
-        cure=(
-            Step("more host memory for the machine, container or pod (a checkpoint is read through it, once per rank)"),
-            Step("a smaller processor cache", (fill("--mm-processor-cache-gb", "1"),)),
-        ),
-        severity="symptom",
-    ),
 )
