@@ -30,6 +30,7 @@ def doctor_json(result: Examination) -> str:
         "failure": _finding(findings[0], result) if findings else None,
         "also": [{"id": one.failure.id, "line": one.line} for one in findings[1:]],
         "figures": result.figures,
+        "on_this_machine": list(result.holders),
         "corrected": _corrected(result.cure),
         "looked_for": [item.id for item in FAILURES] if result.diagnosis.status == "unknown" else [],
     }
@@ -54,6 +55,8 @@ def _failure_text(result: Examination) -> str:
     lines.append("")
     lines.append(item.cause)
     lines += _facts(finding, result)
+    if result.holders:
+        lines += ["", "on this machine now:", *(f"  {words}" for words in result.holders)]
     lines.append("")
     lines.append("cure:")
     lines += [f"  - {step.text}" for step in item.cure if step.text]

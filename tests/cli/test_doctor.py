@@ -170,6 +170,41 @@ def test_text_names_cause_figures_and_command(vplan, tmp_path):
     assert "not checked" in done.stdout
 
 
+def test_who_holds_the_card_is_named(examined, monkeypatch):
+    """NVML of this machine, where the log says that other processes were in the way."""
+    from types import SimpleNamespace
+
+    from planner.errors import OutsideError
+    from planner.sources import gpu_survey
+    from planner.sources.gpu_survey import GpuProcess, GpuSurvey
+
+    log = (
+        "ValueError: Free memory on device (31.44/47.38 GiB) on startup is less than desired GPU memory utilization "
+        "(0.95, 45.01 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes.\n"
+    )
+    card = GpuSurvey(
+        index=0, name="L20", uuid="u", compute_capability=(8, 9), nvml_total_bytes=48 << 30, used_bytes=17 << 30,
+        usable_bytes=47 << 30, usable_evidence="derived", catalog_name=None,
+        processes=(GpuProcess(pid=4711, name="python3", used_bytes=15 << 30),),
+    )  # fmt: skip
+    others = [
+        card.model_copy(update={"index": 1, "processes": ()}),
+        card.model_copy(update={"index": 2, "used_bytes": 1, "processes": ()}),
+    ]
+    monkeypatch.setattr(gpu_survey, "survey", lambda catalog: SimpleNamespace(gpus=(card, *others)))
+    assert examined(log)[1]["on_this_machine"] == [
+        "GPU 0: process 4711 (python3), 15.00 GiB",
+        "GPU 1: 17.00 GiB in use by processes that are not shown here",
+    ]
+    assert examined("[Errno 98] Address already in use\n")[1]["on_this_machine"] == []
+
+    def no_driver(catalog):
+        raise OutsideError("no driver")
+
+    monkeypatch.setattr(gpu_survey, "survey", no_driver)
+    assert examined(log)[1]["on_this_machine"] == []
+
+
 def test_a_healthy_log_is_healthy(vplan):
     done = vplan("doctor", "tests/data/logs/v2_eager.log", "--format", "json")
     assert done.returncode == 0
