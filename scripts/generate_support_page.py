@@ -288,8 +288,8 @@ def features(exact: Rows, measured: Rows) -> str:
         "`--enable-lora`": f"{evidence(0, with_flag('enable_lora'))}; else {DERIVED}, for {len(TRAITS)} architectures; "
         f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other than 0.26.0",
         "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config'))}; a dense `draft_model`: "
-        f"{evidence(0, sum('draft' in boot for boot in adapters))}; `suffix`, and `eagle` and `eagle3` heads of Llama's "
-        f"kind: {DERIVED}; other drafts are not supported",
+        f"{evidence(0, sum('draft' in boot for boot in adapters))}; `suffix`, and `eagle` and `eagle3` heads of "
+        f"Llama's kind: {DERIVED}; other drafts are not supported",
         "AMD and other accelerators": "not supported",
     }
     return "## Features\n\n" + table(("feature", "evidence"), parallel.items())
