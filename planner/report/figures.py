@@ -160,7 +160,14 @@ def load(rows: Sequence[Row], requested_bytes: int, theme: Theme = LIGHT) -> Axe
         axes.set_xscale("log", base=2)
         axes.axhspan(budget, top, color=theme.limit, alpha=0.10, linewidth=0)
         axes.axhline(budget, color=theme.budget, linewidth=1.5, linestyle=(0, (4, 2)))
-        axes.annotate(f"budget {budget:.2f} GiB", (lengths[0], budget), (6, 3), textcoords="offset points", fontsize=11)
+        axes.annotate(
+            f"budget {budget:.2f} GiB",
+            (lengths[0], budget),
+            (6, 3),
+            textcoords="offset points",
+            fontsize=11,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
+        )
         ends: list[tuple[float, float, str]] = []
         for concurrency, color in zip(concurrencies, ramp(theme, len(concurrencies)), strict=True):
             mine = [row for row in rows if row["concurrency"] == concurrency]

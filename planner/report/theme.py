@@ -62,6 +62,8 @@ def fonts() -> tuple[str, ...]:
 
     matplotlib keeps a list of fonts from the day of its first use; one that was installed since is added to it.
     """
+    log = logging.getLogger("matplotlib.font_manager")
+    log.addFilter(lambda record: "font weight" not in record.getMessage())  # of fonts that have one weight only
     installed = {font.name for font in font_manager.fontManager.ttflist}
     if installed.isdisjoint(_CJK):
         for path in sorted(font_manager.findSystemFonts()):
@@ -170,7 +172,6 @@ def readable_on(color: str) -> str:
 def png(axes: Axes, theme: Theme) -> bytes:
     """The figure of `axes` as PNG, the same bytes on every run of one matplotlib."""
     buffer = BytesIO()
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     figure = cast(Figure, axes.figure)
     with styled(theme):
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
