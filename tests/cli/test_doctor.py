@@ -103,6 +103,8 @@ def examined(answered, tmp_path):
     ],
 )
 def test_a_scenario_is_cured(examined, answered, command, gpus, log, failure, within):
+    code, _ = answered("estimate", "--gpus", gpus, "--command", command, "--offline")
+    assert code == (0 if failure == "cuda_fork" else 1), "memory is not what fails in a fork; it is refused otherwise"
     code, answer = examined(f"$ {command}\n{log}\n", "--gpus", gpus)
     assert code == 0
     assert answer["status"] == "recognised"
