@@ -175,6 +175,16 @@ def test_xinference_passes_engine_arguments_under_their_own_names(shell, word):
     }
 
 
+def test_xinference_is_given_the_folder_of_a_storage_it_does_not_list(shell):
+    argv = ("vllm", "serve", "RedHatAI/DeepSeek-R1-Distill-Qwen-32B-quantized.w4a16", "--max-model-len", "8192")
+    fetch, _, launch = shell(render("xinference", LaunchPlan(argv=argv, vllm_version="0.26.0")))
+    assert fetch[:2] == ["hf", ["download", argv[2], "--local-dir", fetch[1][-1]]]
+    options = dict(zip(launch[1][1::2], launch[1][2::2], strict=True))
+    assert options["--model-name"] == "deepseek-r1-distill-qwen"
+    assert (options["--model-format"], options["--quantization"]) == ("pytorch", "none")
+    assert options["--model-path"].endswith("/" + fetch[1][-1])
+
+
 def test_download_names_the_mirror_and_the_size(shell):
     text = render("download", plan_of("x", download_bytes=3 << 30))
     assert "3.00 GiB" in text

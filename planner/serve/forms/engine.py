@@ -19,6 +19,7 @@ from planner.serve.launch import LaunchPlan, advice
 _SPAWN = ("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 _SPAWN_REASON = "Workers must not be forked from a process that may have touched CUDA."
 _SIZE = re.compile(r"-([0-9]+(?:\.[0-9]+)?)b(?:-|$)", re.IGNORECASE)
+_UNLISTED = re.compile(r"[-_.]?(?:quantized\.)?w\d+a\d+(?:[-_.]fp8)?$|[-_.]?nvfp4$|[-_.]?mxfp4$", re.IGNORECASE)
 _FORMATS = (("awq", "awq", "Int4"), ("gptq-int4", "gptq", "Int4"), ("gptq-int8", "gptq", "Int8"), ("fp8", "fp8", "fp8"))
 
 
@@ -53,8 +54,11 @@ def xinference(plan: LaunchPlan) -> str:
     """`xinference launch` for the same engine; the variables belong to the server that is started first.
 
     Xinference knows models by names of its own. The name, size and format below are read off the model's name and may
-    have to be corrected; the folder or id given is what is loaded.
+    have to be corrected. A checkpoint in a storage that Xinference has no entries for is downloaded first: its entry of
+    the same name would load the unquantized weights.
     """
+    unlisted = _UNLISTED.search(plan.model) is not None and not plan.is_local
+    folder = f"models/{plan.name}"
     words = ["xinference", "launch", "--model-engine", "vLLM", *_family(plan.model), "--n-gpu", str(plan.gpus_per_node)]
     if plan.is_local:
         words += ["--model-path", plan.folder]
@@ -71,12 +75,18 @@ def xinference(plan: LaunchPlan) -> str:
     words += ["--trust-remote-code", str(trusts).lower()]
     environment = plan.host_environment
     environment.setdefault(*_SPAWN)
+    command = shlex.join(words) + (f' --model-path "$PWD/{folder}"' if unlisted else "")
+    fetched = [
+        "# Xinference has no entry for this storage, so the checkpoint is fetched by itself:",
+        shlex.join(["hf", "download", plan.model, "--local-dir", folder]),
+    ]
     return "\n".join([
         *(f"# {note}" for note in advice(plan)),
+        *(fetched if unlisted else ()),
         f"# {_SPAWN_REASON} Set before the server starts:",
         shell_command(["xinference-local", "--host", "0.0.0.0", "--port", "9997"], environment),
         "# in a second terminal; check name, size and format against `xinference registrations -t LLM`:",
-        shlex.join(words),
+        command,
     ])  # fmt: skip
 
 
@@ -103,7 +113,7 @@ def _plain(given: GivenFlag) -> str:
 
 def _family(model: str) -> list[str]:
     """Xinference's name, size and format, as the model's own name suggests them."""
-    name = model.rstrip("/").rpartition("/")[2]
+    name = _UNLISTED.sub("", model.rstrip("/").rpartition("/")[2])
     model_format, quantization = "pytorch", "none"
     for mark, known, bits in _FORMATS:
         if mark in name.lower():
