@@ -98,6 +98,14 @@ def qwen3_asr(config: ConfigView) -> Architecture:
     return multimodal(text, qwen3_audio_tower(audio), vision=spec, prefixes=prefixes)
 
 
+def whisper_encoder(audio: ConfigView, prefix: str) -> list[Module]:
+    """transformers' WhisperEncoder, whole on each rank."""
+    width = audio.size("d_model")
+    tower = _whisper_stem(audio, prefix)
+    tower += weight(f"{prefix}.embed_positions", audio.size("max_source_positions"), width)
+    return [*tower, *_hf_layers(audio, prefix), *norm(f"{prefix}.layer_norm", width, "every", bias=True)]
+
+
 def qwen3_audio_tower(audio: ConfigView, prefix: str = "audio_tower") -> list[Module]:
     """Qwen3OmniMoeAudioEncoder: three strided 2-D convolutions, sharded attention and MLP, no quantization config."""
     width, heads, down = (

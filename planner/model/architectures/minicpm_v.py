@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from planner.errors import UnsupportedError
 from planner.model.architectures import llama
+from planner.model.architectures.audio import whisper_encoder
 from planner.model.architectures.blocks import Architecture, norm, plain_mlp
 from planner.model.architectures.vision_blocks import as_tower, fused_qkv, multimodal, replicated, row, weight
 from planner.model.architectures.vit import encoder_of, patch_grid
@@ -53,6 +56,22 @@ def minicpm_v(config: ConfigView) -> Architecture:
         encoder=encoder_of(vision, layers, text.text.hidden_size, projector_size=text.text.hidden_size),
     )
     return multimodal(text, (), after=tower, vision=spec, encoder_data=True)
+
+
+def minicpm_o(config: ConfigView) -> Architecture:
+    """MiniCPMO: MiniCPM-V, and Whisper's encoder as transformers writes it, where init_audio asks for it; the speech
+    generator is not built (minicpmo.py:520, 611)."""
+    whole = minicpm_v(config)
+    if not config.flag("init_audio", True):
+        return whole
+    assert whole.vision is not None
+    audio = config.section("audio_config", "whisper")
+    output = whole.text.hidden_size
+    tower = whisper_encoder(audio, "apm")
+    projection = weight("audio_projection_layer.linear1", output, audio.size("encoder_ffn_dim") // 4, bias=True)
+    projection += weight("audio_projection_layer.linear2", output, output, bias=True)
+    modules = (*whole.modules, *as_tower([*projection, *tower], "audio_tower"))
+    return replace(whole, modules=modules, vision=replace(whole.vision, modalities=(*whole.vision.modalities, "audio")))
 
 
 def idefics2_tower(vision: ConfigView, prefix: str, layers: int) -> list[Module]:
