@@ -109,8 +109,8 @@ def _json_lines(session: Session, interval: float, end: float | None) -> None:
 
 
 def _warnings_only(session: Session, interval: float, end: float | None) -> None:
-    """Without a terminal: a line when the warnings change."""
-    before: tuple[str, ...] = ()
+    """Without a terminal: a line at the beginning and when the warnings change."""
+    before: tuple[str, ...] | None = None
     for sample in _samples(session, interval, end):
         if sample.warnings != before:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(sample.time))

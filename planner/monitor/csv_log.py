@@ -64,6 +64,8 @@ class AppendedCsv:
 
     def _check(self) -> None:
         """InputError for a file with other columns, or a place that cannot be written."""
+        if self._path.exists() and not self._path.is_file():
+            raise InputError(f"--csv {self._path}: not a file that rows could be appended to")
         try:
             with self._path.open("a+", encoding="utf-8", errors="replace") as file:
                 file.seek(0)
