@@ -32,7 +32,7 @@ class Value(msgspec.Struct, frozen=True, metaclass=_ValueMeta):
 
     def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
         """The value as JSON holds it: dictionaries, lists, numbers and text. It bears the name that models have."""
-        found: dict[str, Any] = msgspec.to_builtins(self)
+        found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return found
 
 

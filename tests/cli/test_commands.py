@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -93,7 +91,10 @@ def test_output_file(vplan, small, tmp_path):
     assert done.returncode == 0
     assert done.stdout == ""
     assert json.loads(target.read_text())["verdict"] == "starts"
-    assert vplan("estimate", "--model", str(small), "--gpus", "l4:1", "--output", "/nonexistent/x").returncode == 4
+    assert (
+        vplan("estimate", "--model", str(small), "--gpus", "l4:1", "--output", str(tmp_path / "no" / "x")).returncode
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,44 +215,3 @@ def test_catalog_lists(vplan):
     assert "29696" in vplan("catalog", "models", "show", "Qwen/Qwen2.5-VL-72B-Instruct-AWQ").stdout
     assert "total_memory_bytes" in vplan("catalog", "gpus", "show", "l20").stdout
     assert vplan("catalog", "gpus", "show", "l200").returncode == 2
-
-
-HEAVY = ("pandas", "matplotlib", "torch", "vllm", "transformers", "huggingface_hub", "rich", "planner.report.text")
-OTHERS = (
-    "planner.serve.parse",
-    "planner.releases.flags_v0_26_0",
-    "planner.releases.flags_v0_33_0",
-    "planner.cli.verify",
-)
-
-
-@pytest.mark.parametrize(
-    ("command", "more"),
-    [
-        ("estimate", ("numpy", "planner.search.search", "planner.report.fit")),
-        ("fit", ("planner.report.fit_text", "planner.report.tables")),
-    ],
-)
-def test_start_up_stays_light(small, command, more):
-    """A JSON answer imports no heavy package, and nothing that only other commands and formats need."""
-    program = (
-        "import sys; from planner.cli.main import main; "
-        f"code = main([{command!r}, '--model', {str(small)!r}, '--gpus', 'l4:1', '--format', 'json', "
-        "'--output', '/dev/null']); "
-        "assert code == 0; "
-        f"bad = [name for name in {HEAVY + OTHERS + more} if name in sys.modules]; "
-        "assert not bad, bad"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-def test_yaml_waits_for_a_catalog():
-    """Importing a command reads no catalog, so it needs no YAML; nor do the commands need each other."""
-    program = (
-        "import sys; from planner.cli.application import application; application(['estimate']); "
-        "bad = [name for name in ('yaml', 'planner.cli.fit', 'planner.report') if name in sys.modules]; "
-        "assert not bad, bad"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
