@@ -8,7 +8,7 @@ from rich.text import Text
 
 from planner.monitor.planned import Planned
 from planner.monitor.sample import CardUse, Sample
-from planner.units import format_gib
+from planner.units import GIB, format_gib
 
 _BAR_CELLS = 40
 
@@ -35,10 +35,18 @@ def view(sample: Sample, planned: Planned | None, url: str) -> RenderableType:
         ("media cache hits", _share(server.mm_cache_hits, server.mm_cache_queries)),
     ):
         table.add_row(label, value)
+    if planned is not None and planned.lines:
+        table.add_row("plan for a GPU", _plan(planned))
     rows: list[RenderableType] = [head + Text("  ") + state, table]
     rows += [_card(card, planned) for card in sample.cards]
     rows += [Text("! " + warning, style="yellow") for warning in sample.warnings]
     return Group(*rows)
+
+
+def _plan(planned: Planned) -> str:
+    """The ledger's lines, what they add up to, and the most that media may make of it."""
+    lines = " + ".join(f"{name} {size_bytes / GIB:.2f}" for name, size_bytes in planned.lines)
+    return f"{lines} = {format_gib(planned.used_bytes)}, at most {format_gib(planned.peak_bytes)}"
 
 
 def _card(card: CardUse, planned: Planned | None) -> Text:

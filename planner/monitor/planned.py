@@ -11,11 +11,17 @@ from planner.monitor.sample import CardUse
 from planner.values import Value
 
 _MOST_RESERVED = 0.04
+_LINES = (
+    ("weights_memory_bytes", "weights"), ("kv_cache_allocated_bytes", "KV cache"),
+    ("cuda_graph_actual_bytes", "CUDA graphs"), ("runner_state_bytes", "runner state"),
+    ("non_torch_bytes", "non-torch"), ("cuda_context_bytes", "CUDA and NCCL"),
+    ("allocator_retained_bytes", "allocator"),
+)  # fmt: skip
 
 
 class Planned(Value):
     """One GPU's share of a plan, in bytes: `used` after startup with its interval, and `peak`, the most that a full
-    media batch may add up to. `capacity_tokens`: of the cache."""
+    media batch may add up to. `capacity_tokens`: of the cache. `lines`: the device's ledger; its sum is `used`."""
 
     model: str
     used_bytes: int
@@ -23,6 +29,7 @@ class Planned(Value):
     peak_bytes: int
     total_bytes: int
     capacity_tokens: int
+    lines: tuple[tuple[str, int], ...] = ()
 
     def reserved_bytes(self, nvml_total_bytes: int) -> int:
         """What the driver keeps of a card: NVML counts it as in use (so on an idle card), CUDA and the plan do not.
@@ -69,4 +76,5 @@ def _planned(document: dict[str, Any]) -> Planned:
         peak_bytes=int(high) + int(gpu.get("vision_encoder_runtime_peak_bytes") or 0),
         total_bytes=int(gpu["total_memory_bytes"]),
         capacity_tokens=int(cache["capacity_tokens"]),
+        lines=tuple((name, int(gpu[key])) for key, name in _LINES if gpu.get(key)),
     )

@@ -26,6 +26,7 @@ def test_memory_under_load_is_within_the_plan() -> None:
     assert found == json.loads((RECORDED / "load.json").read_text())["memory"]
     before = found["cards"][0]["before_bytes"] - found["cards"][0]["reserved_bytes"]
     assert before == planned.used_bytes
+    assert sum(size for _, size in planned.lines) == planned.used_bytes
     assert planned.used_interval[1] < found["peak_bytes"] <= planned.peak_bytes
     assert found["within_plan"] is True
 

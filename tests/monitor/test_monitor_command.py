@@ -252,6 +252,7 @@ def test_the_live_view_says_what_the_plan_says(planned: Planned) -> None:
     from planner.cli.monitor_view import view
     from planner.report.text import console_for
 
+    planned = planned.model_copy(update={"lines": (("weights", 15 * GIB), ("KV cache", 5 * GIB))})
     cards = (
         CardUse(index=0, used_bytes=21 * GIB, total_bytes=24 * GIB, utilization_percent=97, processes=((7, 20 * GIB),)),
         CardUse(index=1, problem="GPU is lost"),
@@ -265,6 +266,7 @@ def test_the_live_view_says_what_the_plan_says(planned: Planned) -> None:
     for words in (
         "1,234 generated", "3 running", "50.0% in use, about 500 of 1,000 tokens",
         "21.00 GiB (plan 19.00 GiB to 21.00 GiB)",
+        "weights 15.00 + KV cache 5.00 = 20.00 GiB, at most 22.00 GiB",
         "process 7: 20.00 GiB", "GPU 1: GPU is lost", "! GPU 1: GPU is lost", "serving",
     ):  # fmt: skip
         assert words in shown, shown
