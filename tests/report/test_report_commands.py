@@ -114,6 +114,74 @@ def test_sweep_finds_the_frontier(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.csv").read_bytes() == first
 
 
+def test_every_frontier_point_has_its_plan(tmp_path: Path) -> None:
+    shared = ["--model", "Qwen/Qwen2.5-0.5B-Instruct", "--gpus", "l20:1@4GiB", "--offline", "--max-num-seqs", "16"]
+    ranges = ["--x", "max-model-len=4k:32k:*2", "--y", "gpu-memory-utilization=0.3,0.5,0.7"]
+    assert main(["sweep", *shared, *ranges, "--output-dir", str(tmp_path)]) == 0
+    frontier = [row for row in _rows(tmp_path / "sweep.csv") if row["frontier"] == "True"]
+    plans = json.loads((tmp_path / "frontier.json").read_text())["plans"]
+    assert len(plans) == len(frontier) > 1
+    for rank, (plan, row) in enumerate(zip(plans, frontier, strict=True), 1):
+        assert plan["rank"] == rank
+        assert plan["command"] == row["command"]
+        assert plan["estimate"]["verdict"] == "starts"
+        assert plan["estimate"]["kv_cache"]["capacity_tokens"] == int(row["capacity_tokens"])
+    again = [
+        "report",
+        str(tmp_path / "frontier.json"),
+        "--rank",
+        str(len(plans)),
+        "--offline",
+        "--breakdown-by",
+        "rank",
+    ]
+    assert main([*again, "--output-dir", str(tmp_path / "one")]) == 0
+    ledger = {(row["ledger"], row["term"]): int(row["bytes"]) for row in _rows(tmp_path / "one" / "ledger.csv")}
+    wanted = plans[-1]["estimate"]["per_gpu"]["available_kv_cache_bytes"]
+    assert ledger["engine", "available_kv_cache_bytes"] == wanted
+
+
+def test_a_sweep_follows_the_confidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longest context that fits by expected values is refused where the cache may come out smaller."""
+    shared = ["--model", "Qwen/Qwen2.5-7B-Instruct", "--gpus", "a10:1", "--offline", "--gpu-memory-utilization", "0.75"]
+    assert main(["estimate", *shared, "--max-model-len", "1024", "--confidence", "expected", "--format", "json"]) == 0
+    longest = json.loads(capsys.readouterr().out)["kv_cache"]["capacity_tokens"] - 64
+    axes = ["--x", f"max-model-len=1024,{longest}", "--y", "max-num-seqs=256"]
+    starts = {}
+    for confidence in ("safe", "expected"):
+        folder = tmp_path / confidence
+        assert main(["sweep", *shared, *axes, "--confidence", confidence, "--output-dir", str(folder)]) == 0
+        starts[confidence] = [row["verdict"] for row in _rows(folder / "sweep.csv")]
+    assert starts == {"safe": ["starts", "rejected"], "expected": ["starts", "starts"]}
+
+
+def test_select_as_json_with_limits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct,Qwen/Qwen2.5-7B-Instruct", "--max-model-len", "4096"]
+    limits = ["--vendor", "nvidia", "--provider", "aws", "--region", "us-east", "--nodes", "1,2", "--max-watts", "2000"]
+    more = ["--only", "l4,t4,a10g,mi300x", "--max-gpus-per-node", "2", "--offline", "--format", "json"]
+    assert main([*words, *limits, *more, "--concurrency", "4", "--output-dir", str(tmp_path)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["schema"] == "vplan.select/1"
+    small, large, both = answer["models"]
+    assert both == f"{small} + {large}"
+    assert {row["nodes"] for row in answer["choices"] if row["model"] == small} == {1, 2}
+    fitting = [row for row in answer["choices"] if row["fits"]]
+    assert {row["model"] for row in fitting} == {small, large, both}
+    assert {row["price_region"] for row in fitting} == {"us-east-1"}
+    assert json.loads((tmp_path / "select.json").read_text()) == answer
+    assert {"select.png", "select_2.png", "select_3_dark.png", "select.html"} <= {
+        item.name for item in tmp_path.iterdir()
+    }
+
+
+def test_compare_writes_its_pictures(tmp_path: Path) -> None:
+    words = ["compare", "kv-cache-dtype=auto", "kv-cache-dtype=fp8", *SMALL, "--output-dir", str(tmp_path)]
+    assert main([*words, "--output", str(tmp_path / "text")]) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"compare.csv", "compare.md", "compare.html", "compare.png", "compare_difference_dark.png"} <= names
+    assert "compare_difference.png" in (tmp_path / "compare.md").read_text()
+
+
 def test_ranges() -> None:
     assert axis_of("max-model-len=4K:32K:*2", "--x").values == (4096, 8192, 16384, 32768)
     assert axis_of("--max-num-seqs=8:32:8", "--x").values == (8, 16, 24, 32)
@@ -175,6 +243,10 @@ def test_compare_as_text_and_markdown(capsys: pytest.CaptureFixture[str]) -> Non
         ["compare", "a", "a"],
         ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--price", "l20"],
         ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--rank-by", "colour"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--vendor", "intel"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--max-usd-to-buy", "9"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct,", "--max-model-len", "4k"],
+        ["select", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--max-model-len", "4k", "--nodes", "65"],
     ],
 )
 def test_wrong_usage_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
