@@ -44,7 +44,7 @@ def files_of(csv: Path) -> Files:
 def refuse_existing(files: Files) -> None:
     """InputError where a test lies already: two tests in one file could not be told apart."""
     for file in (files.requests, files.looks, files.summary):
-        if file.exists():
+        if file.exists() and not (file.is_file() and file.stat().st_size == 0):
             raise InputError(f"--csv: {file} is there already; name another file")
 
 

@@ -32,6 +32,7 @@ class Server:
     def __init__(self, url: str, timeout_s: float) -> None:
         try:
             import httpx
+            import prometheus_client  # noqa: F401
         except ImportError:
             raise OutsideError(
                 "monitor needs the packages httpx and prometheus-client (pip install 'vplan[monitor]')"

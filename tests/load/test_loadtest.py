@@ -185,6 +185,15 @@ def test_a_redirect_is_not_followed(ran, stand_in):
     assert ran()[0] == 4
 
 
+@pytest.mark.parametrize("package", ["httpx", "prometheus_client"])
+def test_a_missing_package_is_named(ran, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = ran("--requests", "1")
+    assert code == 4
+    assert err.count("\n") == 1
+    assert "vplan[monitor]" in err
+
+
 def test_the_named_model_is_asked(ran, stand_in):
     ran("--model", "n", "--requests", "1")
     assert stand_in.asked[0][1]["model"] == "n"

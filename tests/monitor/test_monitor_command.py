@@ -144,6 +144,15 @@ def test_it_goes_on_whatever_the_server_and_the_disk_do(
     assert len(rows(path)) == len(calls) - 1
 
 
+@pytest.mark.parametrize("package", ["httpx", "prometheus_client"])
+def test_a_missing_package_is_named(ran, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = ran("--once")
+    assert code == 4
+    assert err.count("\n") == 1
+    assert "vplan[monitor]" in err
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_device_is_no_file_to_append_to(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a file"):
