@@ -71,7 +71,6 @@ code, or with a copy of the config that somebody edited. There vplan follows the
 | --- | --- | --- |
 | MiMo-7B | reported tokens | its class turns sliding windows off; the stand-in kept `sliding_window` |
 | MiniCPM-V 2.6 | reported tokens | the same, for its Qwen2 language model |
-| MiMo-V2-Flash with FP8 cache | bytes per block | the trimmed config lacks keys of the published one; not settled |
 """
 
 HEAD = f"""# What is supported, and how it is known

@@ -43,7 +43,19 @@ def resolve_cache_dtype(requested: str, model: ModelSpec, release: Release) -> t
             "--kv-cache-dtype (e.g., 'fp8' or 'auto') for MLA models such as DeepSeek.",
             fix=("--kv-cache-dtype fp8", "--kv-cache-dtype auto"),
         )
+    if scheme is None and model.architecture in release.own_cache_dtype_architectures:
+        dtype = "auto"
     return dtype, scheme is not None and scheme.get("strategy") == "attn_head"
+
+
+def cache_dtype_warnings(requested: str, model: ModelSpec, release: Release) -> tuple[str, ...]:
+    """What a class that builds its layers without the cache's configuration makes of the flag."""
+    if requested == "auto" or model.architecture not in release.own_cache_dtype_architectures:
+        return ()
+    return (
+        f"--kv-cache-dtype {requested} has no effect: {model.architecture} of vLLM {release.version} does not hand it "
+        "to its attention layers, whose cache keeps the model's dtype",
+    )
 
 
 def refuse_e5m2(cache_dtype: str, method: str | None, model: ModelSpec) -> None:

@@ -7,7 +7,13 @@ from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.engine.attention import AttentionChoice, AttentionSettings, choose_attention
 from planner.engine.batching import resolve_batch_sizes
-from planner.engine.cache_dtype import cache_tensor_dtype, refuse_e5m2, resolve_cache_dtype, skipped_layers
+from planner.engine.cache_dtype import (
+    cache_dtype_warnings,
+    cache_tensor_dtype,
+    refuse_e5m2,
+    resolve_cache_dtype,
+    skipped_layers,
+)
 from planner.engine.calibrated import resolve_calibration
 from planner.engine.config import EngineConfig
 from planner.engine.graphs import resolve_graphs, runs_eager
@@ -130,7 +136,8 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         env=args.env,
         disable_hybrid_kv_cache_manager=_disables_hybrid_manager(model, args),
         warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings,
-                  *adapters.warnings, *calibration_warnings),
+                  *adapters.warnings, *cache_dtype_warnings(args.kv_cache_dtype, model, release),
+                  *calibration_warnings),
         calibrated=calibrated,
     )  # fmt: skip
 

@@ -68,6 +68,7 @@ V0_26_0 = Release(
     quantization_methods=_QUANTIZATION_METHODS_0_26,
     deprecated_quantization_methods=("fbgemm_fp8", "fp_quant"),
     removed_architectures=REMOVED_BY_0_26,
+    own_cache_dtype_architectures=("MiMoV2FlashForCausalLM", "MiMoV2ForCausalLM"),
     pipeline_refused_architectures=("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"),
 )
 
@@ -105,6 +106,7 @@ V0_33_0 = Release(
     quantization_methods=tuple(name for name in _QUANTIZATION_METHODS_0_26 if name != "bitsandbytes"),
     deprecated_quantization_methods=("fbgemm_fp8", "fp_quant"),
     removed_architectures=REMOVED_BY_0_33,
+    own_cache_dtype_architectures=(),
     pipeline_refused_architectures=(),
 )
 

@@ -49,8 +49,9 @@ class Release(Struct, frozen=True, kw_only=True):
     large blocks during the profile run. `decode_graphs`: whole decode batches are captured too, not only pieces.
     `loads_few_modules`: little of what the process loads on the GPU outside PyTorch is there before the profile ends.
     `capture_cap_data_center_blackwell` holds on compute capability 10.x. `removed_architectures`: class names with
-    the last version that served them. `pipeline_refused_architectures`: classes that claim pipeline parallelism but
-    fail to build under it.
+    the last version that served them. `own_cache_dtype_architectures`: classes whose attention layers are built without
+    the cache's configuration, so that --kv-cache-dtype does not reach them. `pipeline_refused_architectures`: classes
+    that claim pipeline parallelism but fail to build under it.
     """
 
     version: str
@@ -80,6 +81,7 @@ class Release(Struct, frozen=True, kw_only=True):
     quantization_methods: tuple[str, ...]
     deprecated_quantization_methods: tuple[str, ...]
     removed_architectures: tuple[tuple[str, str], ...]
+    own_cache_dtype_architectures: tuple[str, ...] = ()
     pipeline_refused_architectures: tuple[str, ...]
 
 
