@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,9 +171,11 @@ def readable_on(color: str) -> str:
 
 
 def png(axes: Axes, theme: Theme) -> bytes:
-    """The figure of `axes` as PNG, the same bytes on every run of one matplotlib."""
+    """The figure of `axes` as PNG, the same bytes on every run of one matplotlib. Letters that no font here has are
+    drawn as boxes."""
     buffer = BytesIO()
     figure = cast(Figure, axes.figure)
-    with styled(theme):
+    with styled(theme), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

@@ -255,9 +255,10 @@ def test_a_font_with_chinese_letters_is_used_where_there_is_one() -> None:
     names = [{**row, "model": "模型/千问"} for row in _sweep()]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        png(heatmap(names), LIGHT)
+        _texts(heatmap(names))
     missing = [warning for warning in seen if "missing from" in str(warning.message)]
     assert bool(missing) == (len(fonts()) == 1), "squares instead of letters"
+    assert png(heatmap(names), LIGHT).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
