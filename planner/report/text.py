@@ -157,7 +157,7 @@ def fit_table(rows: Sequence[tuple[int, Estimate, int]]) -> Table:
             str(rank),
             str(engine.tensor_parallel_size),
             str(engine.pipeline_parallel_size),
-            str(engine.data_parallel_size),
+            f"{engine.data_parallel_size}{' EP' if engine.enable_expert_parallel else ''}",
             engine.kv_cache_dtype,
             f"{engine.max_model_len:,}",
             f"{engine.max_num_seqs:,}",

@@ -10,10 +10,11 @@ import numpy as np
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
+from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.model.spec import ModelSpec
 from planner.search.costs import Costs, size_costs
-from planner.search.grid import VERDICTS, Grid, evaluate, size_pairs
+from planner.search.grid import VERDICTS, Grid, candidates_of_a_pair, evaluate, size_pairs
 from planner.search.layouts import layout
 from planner.search.media import media_of, served_pairs
 from planner.search.space import SearchOptions
@@ -73,6 +74,7 @@ class Explorer:
     known: dict[tuple[int, int, int], Deployment] = field(default_factory=dict)
     costs: dict[tuple[object, ...], Costs] = field(default_factory=dict)
     served: dict[tuple[int, int, int], Pairs] = field(default_factory=dict)
+    weights: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
     demands: Demands | None = None
 
     def candidates(self, cache_dtype: str, tp: int, stages: int, replicas: int) -> Candidates | None:
@@ -101,15 +103,33 @@ class Explorer:
         if isinstance(demand, Rejection):
             self.tally.refuse(demand.bottleneck, max(1, len(pairs)), demand, flags)
             return None
+        weights = self._weights(key, found.deployment)
+        if max(weights) > self.gpus.gpu.total_memory_bytes:
+            self._too_heavy(found.deployment, len(pairs), max(weights), flags)
+            return None
         costs = self.costs.get((*key, *pairs))
         if costs is None:
-            costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence)
+            costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence, weights)
             self.costs[*key, *pairs] = costs
         if demand is None:
             grid = evaluate(found.deployment, costs, options, -(-wanted_concurrency(options) // replicas))
         else:
             grid = evaluate(found.deployment, costs, options, demand.requests, demand.blocks)
         return Candidates(args, flags, grid, replicas, demand)
+
+    def _weights(self, key: tuple[int, int, int], deployment: Deployment) -> tuple[int, ...]:
+        """Bytes that the weights of each stage take on a rank, loaded."""
+        if key not in self.weights:
+            self.weights[key] = tuple(weights_memory_bytes(share) for share in deployment.shares)
+        return self.weights[key]
+
+    def _too_heavy(self, deployment: Deployment, pairs: int, weights_bytes: int, flags: Flags) -> None:
+        """Count all candidates of a layout whose weights alone are more than the card: none needs its costs."""
+        total = self.gpus.gpu.total_memory_bytes
+        example = Rejection(
+            bottleneck="weights", message=_SENTENCES["weights"], need_bytes=weights_bytes, have_bytes=total
+        )
+        self.tally.refuse("weights", pairs * candidates_of_a_pair(deployment, self.options), example, flags)
 
     def _served(self, key: tuple[int, int, int], deployment: Deployment, flags: Flags) -> Pairs:
         """The sizes whose encoder cache takes the stated media; those that fall are counted once."""

@@ -100,6 +100,11 @@ def size_pairs(config: EngineConfig, options: SearchOptions) -> list[tuple[int, 
     return [(one, other) for one in seqs for other in tokens if one <= other]
 
 
+def candidates_of_a_pair(deployment: Deployment, options: SearchOptions) -> int:
+    """Utilizations times lengths: the candidates of one pair of sizes."""
+    return len(_utilizations(deployment.config, options)) * len(_lengths(deployment, options))
+
+
 def _utilizations(config: EngineConfig, options: SearchOptions) -> npt.NDArray[np.float64]:
     if "gpu_memory_utilization" in options.given or config.kv_cache_memory_bytes is not None:
         return np.array([config.gpu_memory_utilization])

@@ -25,13 +25,18 @@ from planner.search.space import SEQUENCES, SearchOptions
 from planner.values import Rejected, Rejection
 
 _OCTAVE = 0.02
+_UNMEASURED = (
+    "replicas of a mixture of experts split its experts: their shards are counted, but what the transfers between the "
+    "replicas take was not measured; verify such a plan before you rely on its headroom"
+)
 
 
 def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str) -> SearchResult:
     """The best plans for the objective. Deterministic; every candidate ends as a plan or in a rejected count.
 
     Plans with an FP8 cache come after those with the model's own, whatever they score: the search trades no accuracy
-    that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload.
+    that the user did not offer. Pipeline stages are tried only where no tensor-parallel layout holds the workload, and
+    no more of them than that takes.
     """
     tally = Tally()
     notes = with_media_limits(model, options)[1]
@@ -42,6 +47,8 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     except Rejected as refused:
         return refused_search(refused.rejection, notes)
     plans.sort(key=lambda item: item[0])
+    if model.is_moe and any(plan.args.data_parallel_size > 1 for _, plan in plans[: options.max_plans]):
+        notes += (_UNMEASURED,)
     if plans and plans[0][1].demand is not None and options.workload.mix is not None:
         from planner.search.demand import demand_notes
 
@@ -102,17 +109,27 @@ def all_candidates(explorer: Explorer) -> Iterator[Candidates]:
 
 def _explored(explorer: Explorer) -> Iterator[tuple[int, float, Plan]]:
     """(rank of the cache dtype, score, plan) of every layout that holds the workload."""
-    model, gpus, options = explorer.model, explorer.gpus, explorer.options
+    gpus, options = explorer.gpus, explorer.options
     for dtype_rank, cache_dtype in enumerate(cache_dtypes(options)):
         found = [plan for tp in tensor_parallel_sizes(gpus, options) for plan in _explore(explorer, cache_dtype, tp, 1)]
         if not found and "pipeline_parallel_size" not in options.given:
-            found = [
-                plan
-                for tp in tensor_parallel_sizes(gpus, options)
-                for stages in pipeline_parallel_sizes(gpus, tp, model)
-                for plan in _explore(explorer, cache_dtype, tp, stages)
-            ]
+            found = _staged(explorer, cache_dtype)
         yield from ((dtype_rank, score, plan) for score, plan in found)
+
+
+def _staged(explorer: Explorer, cache_dtype: str) -> list[tuple[float, Plan]]:
+    """Plans with pipeline stages. Each stage more is a longer way for every token: depths beyond the first that holds
+    the workload on all cards are tried only for the longest context."""
+    model, gpus, options = explorer.model, explorer.gpus, explorer.options
+    depths = {tp: pipeline_parallel_sizes(gpus, tp, model) for tp in tensor_parallel_sizes(gpus, options)}
+    found: list[tuple[float, Plan]] = []
+    for stages in sorted({stages for sizes in depths.values() for stages in sizes}):
+        for tp, sizes in depths.items():
+            if stages in sizes:
+                found += _explore(explorer, cache_dtype, tp, stages)
+        if options.objective != "context" and any(plan.gpus == gpus.world_size for _, plan in found):
+            break
+    return found
 
 
 def refused_search(rejection: Rejection, notes: tuple[str, ...] = ()) -> SearchResult:
