@@ -165,6 +165,45 @@ TRAITS: dict[str, AdapterTraits] = {
     "FalconH1ForCausalLM": AdapterTraits(embeddings=_EMBEDDINGS),
     "Lfm2ForCausalLM": AdapterTraits(packed={"qkv_proj": 3, "w13": 2, "in_proj": 1}, embeddings=_EMBEDDINGS),
     "Lfm2MoeForCausalLM": AdapterTraits(packed={"qkv_proj": 3, "w13": 2, "in_proj": 1}, embeddings=_EMBEDDINGS),
+    **dict.fromkeys(
+        ("TeleFLMForCausalLM", "Fairseq2LlamaForCausalLM", "GritLM", "MellumForCausalLM"),
+        _LLAMA,
+    ),
+    "Jais2ForCausalLM": _UNGATED,
+    "OuroForCausalLM": _PLAIN,
+    "OlmoHybridForCausalLM": AdapterTraits(packed={**_GATED, "in_proj_qkvg": 4}),
+    **dict.fromkeys(
+        (
+            "PaliGemmaForConditionalGeneration",
+            "OpenCUAForConditionalGeneration",
+            "DotsOCRForCausalLM",
+        ),
+        _MEDIA,
+    ),
+    **dict.fromkeys(
+        (
+            "LightOnOCRForConditionalGeneration",
+            "KeyeForConditionalGeneration",
+            "KeyeVL1_5ForConditionalGeneration",
+            "Qwen3ASRRealtimeGeneration",
+        ),
+        AdapterTraits(embeddings=_EMBEDDINGS, language_model="language_model", shares_embedding=True),
+    ),
+    **dict.fromkeys(
+        ("Glm4vForConditionalGeneration", "GlmOcrForConditionalGeneration"),
+        AdapterTraits(packed={"qkv_proj": 3, "gate_up_proj": 1}, language_model="language_model.model"),
+    ),
+    "Glm4vMoeForConditionalGeneration": AdapterTraits(passed_over=("gate",), language_model="language_model.model"),
+    **dict.fromkeys(
+        ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration"),
+        AdapterTraits(language_model="model.text_model"),
+    ),
+    "MolmoForCausalLM": AdapterTraits(packed={**_WHOLE, "merged_linear": 2}, language_model="model"),
+    "LongcatFlashForCausalLM": _PLAIN,
+    "Exaone4_5_ForConditionalGeneration": AdapterTraits(embeddings=_EMBEDDINGS, language_model="language_model"),
+    "Lfm2VlForConditionalGeneration": AdapterTraits(
+        packed={"qkv_proj": 3, "w13": 2, "in_proj": 1}, embeddings=_EMBEDDINGS, language_model="language_model"
+    ),
     "NemotronHForCausalLM": AdapterTraits(packed=_QKV, embeddings=_EMBEDDINGS, passed_over=("gate",)),
 }
 
@@ -198,6 +237,23 @@ REFUSING: dict[str, str] = {
     "Mamba2ForCausalLM": "Mamba2ForCausalLM",
     "Zamba2ForCausalLM": "Zamba2ForCausalLM",
     "KimiLinearForCausalLM": "KimiLinearForCausalLM",
+    "MPTForCausalLM": "MPTForCausalLM",
+    "MptForCausalLM": "MPTForCausalLM",
+    "MiniMaxM3SparseForCausalLM": "MiniMaxM3SparseForCausalLM",
+    "Cohere2MoeForCausalLM": "Cohere2MoeForCausalLM",
+    "Gemma3nForCausalLM": "Gemma3nForCausalLM",
+    "Gemma3nForConditionalGeneration": "Gemma3nForConditionalGeneration",
+    "Cohere2VisionForConditionalGeneration": "Cohere2VisionForConditionalGeneration",
+    "SkyworkR1VChatModel": "SkyworkR1VChatModel",
+    "DeepseekVLV2ForCausalLM": "DeepseekVLV2ForCausalLM",
+    "AriaForConditionalGeneration": "AriaForConditionalGeneration",
+    "Step3VLForConditionalGeneration": "Step3VLForConditionalGeneration",
+    "StepVLForConditionalGeneration": "StepVLForConditionalGeneration",
+    "Step3p7ForConditionalGeneration": "Step3p7ForConditionalGeneration",
+    "Ovis": "Ovis",
+    "Ovis2_5": "Ovis2_5",
+    "Ovis2_6ForCausalLM": "Ovis2_5",
+    "Ovis2_6_MoeForCausalLM": "Ovis2_5",
 }
 """Architectures whose class takes no adapters, with the class's name."""
 
