@@ -149,8 +149,11 @@ class Boot:
 
     @property
     def _starts_on_default_stream(self) -> bool:
-        """Nothing has set a stream yet: capturing graphs would have, and NCCL's first reduction."""
-        return self.config.enforce_eager and self.config.world_size == 1
+        """Nothing has set a stream yet: capturing graphs would have, and NCCL's first reduction. Replicas of a dense
+        model are engines of their own (vLLM 0.26.0 v1/engine/core.py:1293)."""
+        config = self.config
+        ranks = config.world_size if self.model.is_moe else config.tensor_parallel_size * config.pipeline_parallel_size
+        return config.enforce_eager and ranks == 1
 
     def _decodes(self, query_tokens: int) -> bool:
         """Whether latent attention's backend takes requests of so many tokens for decodes (v1/attention/backends)."""
