@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from planner import api
+from planner.cli.launched import pixels
 from planner.cli.lists import counts_of, need_report_packages, values_of, write_folder
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
@@ -21,6 +22,11 @@ def select(
         int, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.")
     ] = 1,
     images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
+    image_size: Annotated[
+        str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)
+    ] = None,
+    videos: Annotated[int | None, typer.Option("--videos", help="Videos in each request.", show_default=False)] = None,
+    video_seconds: Annotated[float, typer.Option("--video-seconds", help="Length of each video.")] = 30.0,
     safety_margin: Annotated[
         float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
     ] = 0.10,
@@ -90,6 +96,8 @@ def select(
         ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
         ("--amortise-months", amortise_months, 1, 240),
         ("--images", images or 0, 0, 10**4),
+        ("--videos", videos or 0, 0, 10**4),
+        ("--video-seconds", video_seconds, 0.1, 86400),
     ):
         if not low <= value <= high:
             raise InputError(f"{name} must be from {low} to {high}, not {value}")
@@ -116,7 +124,13 @@ def select(
         raise InputError("--max-usd-to-buy goes with --buy GPU=USD")
     if output_dir is not None:
         need_report_packages()
-    workload = Workload(concurrency=concurrency, images=images)
+    workload = Workload(
+        concurrency=concurrency,
+        images=images,
+        image_size=pixels(image_size),
+        videos=videos,
+        video_seconds=video_seconds,
+    )
     found = api.select(
         request.model_copy(update={"model": first}),
         SearchOptions(
