@@ -27,7 +27,8 @@ class Relief:
 
 
 def part_peaks(model: ModelSpec, share: RankShare, config: EngineConfig) -> dict[str, int]:
-    """Highest moment in bytes of the profile run's parts: "vision encoder", "language model", "sampler".
+    """Highest moment in bytes of the profile run's parts: "vision encoder", "language model", "draft model",
+    "sampler".
 
     A part that does not run has no entry. What an earlier part leaves alive is in the later ones.
     """
@@ -70,4 +71,6 @@ def _sizes(config: EngineConfig) -> tuple[int, int]:
 def _part(stage: str) -> str:
     if stage.startswith("sampler"):
         return "sampler"
+    if stage.startswith("draft"):
+        return "draft model"
     return "language model" if stage.startswith(_LANGUAGE) else "vision encoder"
