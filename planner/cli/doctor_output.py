@@ -112,7 +112,7 @@ def _facts(finding: Finding, result: Examination) -> list[str]:
 
 
 def _unknown_text() -> str:
-    lines = ["no failure that is known here, and no sign that the engine started. Looked for:"]
+    lines = ["no failure that is known here, and no start of the engine without an error after it. Looked for:"]
     lines += [f"  {item.id}: {item.title}" for item in FAILURES]
     lines.append("Give the whole log from its first line (VLLM_LOGGING_LEVEL=DEBUG says more).")
     return "\n".join(lines)

@@ -124,6 +124,22 @@ MEDIA_FAILURES: tuple[Failure, ...] = (
         severity="request",
     ),
     Failure(
+        id="tokenizer_token",
+        title="a tokenizer without the token that stands for media",
+        patterns=(r"KeyError: ['\"](?P<token><[|\w][^'\"<>]*>)['\"]",),
+        bottleneck="request",
+        cause="The model's processor puts this token where an image, video or sound goes, and the tokenizer has no "
+        "such token: it is another model's, or its added tokens were lost when it was converted.",
+        facts=("The token is {token}.",),
+        cure=(
+            Step(
+                "tokenizer.json, tokenizer_config.json and added_tokens.json of the model's own page, "
+                "in one folder with its config"
+            ),
+        ),
+        severity="request",
+    ),
+    Failure(
         id="processor_pixels",
         title="a pixel limit that the processor does not take",
         patterns=(

@@ -68,7 +68,7 @@ def test_a_mixed_test_leaves_rows_looks_and_a_summary(ran, stand_in, plan, tmp_p
 
 def test_memory_above_the_plan_is_code_1(ran, cards, plan, monkeypatch):
     monkeypatch.setattr(cards, "most_bytes", 23 * GIB)
-    code, answer, _ = ran("--requests", "40", "--output-tokens", "20", "--plan", plan, "--concurrency", "2")
+    code, answer, _ = ran("--requests", "40", "--output-tokens", "40", "--plan", plan, "--concurrency", "2")
     assert code == 1
     assert answer["memory"]["within_plan"] is False
     assert any("the plan has 22.00 GiB at most" in warning for warning in answer["warnings"])
@@ -232,6 +232,8 @@ def test_an_earlier_test_is_not_spoilt(ran, tmp_path):
     assert code == 2
     assert "is there already" in err
     assert (tmp_path / "load.csv").read_bytes() == before
+    (tmp_path / "empty.csv").touch()
+    assert ran("--requests", "1", name="empty.csv")[0] == 0
 
 
 def test_the_text_answer_and_drawing_later(stand_in, cards, tmp_path, capsys):
