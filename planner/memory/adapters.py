@@ -8,6 +8,7 @@ punica_gpu.py:206, lora/ops/triton_ops/lora_kernel_metadata.py:48.
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.memory.program import LiveTensor, Program
@@ -67,13 +68,15 @@ def _kernel_metadata(what: str, slots: int) -> tuple[LiveTensor, ...]:
 class AdapterRun(Struct, frozen=True):
     """How the adapters of one layer run. `slices`: layers fused into it. `rank_of_gpu` below `rank`: A is divided over
     ranks, which then exchange what they computed; `summed`: each has a part of every element instead.
-    `slots_of_experts`: the adapters that an expert layer has room for."""
+    `slots_of_experts`: the adapters that an expert layer has room for; `expert_bytes`: of a token's input in adapter
+    ranks, for each of its experts, where one kernel does not do it all."""
 
     slices: int = 0
     rank: int = 0
     rank_of_gpu: int = 0
     summed: bool = False
     slots_of_experts: int = 0
+    expert_bytes: int = 0
 
     def write_experts(self, p: Program, top_k: int, num_experts: int, block: int) -> tuple[int, ...]:
         """What sorts the tokens by adapter and expert, alive until the experts are done."""
@@ -85,6 +88,7 @@ class AdapterRun(Struct, frozen=True):
         return (
             p.alloc("tokens sorted by adapter and expert", token=4 * top_k * slots, constant=4 * slots * padding),
             p.alloc("experts of sorted blocks", token=-(-4 * top_k * slots // block), constant=4 * slots * blocks),
+            p.alloc("experts' input in adapter ranks", token=top_k * self.expert_bytes),
         )
 
     def write(self, p: Program) -> None:
@@ -102,12 +106,19 @@ NO_ADAPTER = AdapterRun()
 
 
 def adapter_runs(share: RankShare, config: EngineConfig) -> dict[str, AdapterRun]:
-    """Of each linear or expert layer of the rank that has adapters, by module name."""
+    """Of each linear or expert layer of the rank that has adapters, by module name.
+
+    Fully sharded expert adapters have an intermediate tensor where they run, which V1's profile run does without
+    (vLLM 0.26.0 lora/ops/triton_ops/fused_moe_lora_op.py:1486, 1573).
+    """
     found: dict[str, AdapterRun] = {}
     exchanged = config.fully_sharded_loras and config.tensor_parallel_size > 1
     for tensor in share.adapters:
         if tensor.name == "adapter_enabled":
             found[tensor.module] = AdapterRun(slots_of_experts=config.max_loras)
+        if tensor.name == "w13_lora_a" and config.fully_sharded_loras and config.model_runner == "v2":
+            more = found[tensor.module].expert_bytes + config.max_lora_rank * DTYPE_BYTES[config.dtype]
+            found[tensor.module] = replace(found[tensor.module], expert_bytes=more)
         if tensor.name != "lora_a" or len(tensor.shape) != _LINEAR_DIMENSIONS:
             continue
         known = found.get(tensor.module)

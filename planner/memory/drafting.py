@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.engine.config import EngineConfig
-from planner.memory.layers import FP8_CACHE
+from planner.memory.layers import FP8_CACHE, batchless
 from planner.memory.linear import LinearRun, linear_runs
+from planner.memory.once import once
 from planner.memory.program import LiveTensor, Program
 from planner.memory.sampling import Head, head_of
 from planner.memory.step import Step
@@ -99,8 +100,13 @@ def _write_model(p: Program, draft: ModelSpec, config: EngineConfig) -> None:
     """A pass of a model of its own, as the engine's own passes run."""
     from planner.memory.activation import forward_of
 
-    alone = config.model_copy(update={"enable_lora": False})
-    p.free(forward_of(draft, shard(draft, alone), alone).write(p, Step()))
+    config = batchless(draft, config)
+    p.free(forward_of(draft, _share(draft, config), config).write(p, Step()))
+
+
+@once
+def _share(draft: ModelSpec, config: EngineConfig) -> RankShare:
+    return shard(draft, config.model_copy(update={"enable_lora": False}))
 
 
 class _Drafting:

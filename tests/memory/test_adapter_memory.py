@@ -6,6 +6,7 @@ import pytest
 
 from planner.api import Request, estimate, fit
 from planner.engine.args import EngineArgs
+from planner.memory.activation import profile_program
 from planner.memory.assess import Assessment
 from planner.memory.graphs import captured_graphs
 from planner.search.space import SearchOptions
@@ -75,3 +76,23 @@ def test_a_search_counts_the_slots() -> None:
     assert best.args.enable_lora
     assert best.assessment.deployment is not None
     assert sum(t.size_bytes for t in best.assessment.deployment.shares[0].adapters) > 600_000_000
+
+
+def test_fully_sharded_experts_keep_their_input_in_adapter_ranks_where_they_run() -> None:
+    """V2's profile run uses adapters, V1's does not: two slices, 6 experts a token, 16-bit ranks."""
+    sizes = {"max_model_len": 4096, "max_num_seqs": SEQS, "max_num_batched_tokens": TOKENS, "enforce_eager": True}
+    flags = {"tensor_parallel_size": 2, "enable_lora": True, "max_loras": SLOTS, "max_lora_rank": RANK}
+
+    def scratch(runner: str, *, whole: bool) -> int:
+        args = EngineArgs(
+            **sizes, **flags, fully_sharded_loras=whole, env=(("VLLM_USE_V2_MODEL_RUNNER", runner),)
+        )  # fmt: skip
+        found = estimate(Request(model="deepseek-ai/DeepSeek-V2-Lite", gpus="h200:2", args=args))
+        assert found.deployment is not None
+        assert found.config is not None
+        program = profile_program(found.deployment.model, found.deployment.shares[0], found.config)
+        name = "experts' input in adapter ranks"
+        return max(event.tensor.bytes_per_token for event in program.flat() if event.tensor.name == name)
+
+    assert scratch("1", whole=True) == 2 * 6 * RANK * 2
+    assert scratch("1", whole=False) == scratch("0", whole=True) == 0
