@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from planner.engine.config import EngineConfig
 from planner.memory.adapters import write_embedding_adapter
 from planner.memory.allocator import ROTARY_TABLE
+from planner.memory.altup import altered_streams, join_streams, write_altered_layer
 from planner.memory.drafting import KeptStates
 from planner.memory.expanded import is_expanded, write_expanded_attention
 from planner.memory.hyper import residual_streams, write_compressed_attention
@@ -99,7 +100,7 @@ class Forward:
                 p.free(loop)
                 loop = joined
         p.free(residual, each_layer)
-        return loop
+        return join_streams(p, self.layers, loop, self.hidden)
 
     def _embed(self, p: Program) -> int:
         adapted = write_embedding_adapter(p, self.share)
@@ -120,6 +121,9 @@ class Forward:
     ) -> tuple[int | None, int | None]:
         """One decoder layer. `loop` is the hidden state that the model's loop still holds while the layer runs."""
         p.stage(f"layer {layer.index}: attention")
+        if altered_streams(layer):
+            sizes = {"item": self.item, "hidden": self.hidden, "tp": self.tp}
+            return write_altered_layer(p, layer, loop, self._mixer, self._linear, **sizes), residual
         streams = residual_streams(layer, self.hidden // self.item)
         if streams:
             return self._hyper_layer(p, layer, loop, residual, streams * self.hidden)
