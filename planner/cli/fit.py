@@ -60,6 +60,8 @@ def fit(
     check_format(format)
     check_launch_form(launch_form, format)
     if from_command is not None:
+        if launch_form is not None:
+            raise InputError("--launch-form: give the command that the ladder prints to vplan launch --command")
         from planner.cli.ladder import answer_ladder
 
         answer_ladder(from_command, request, concurrency or 1, format, output)

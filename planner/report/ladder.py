@@ -15,7 +15,7 @@ from planner.memory.result import Estimate
 from planner.report.text import console_for
 from planner.search.ladder import Ladder, Step
 from planner.search.rungs import Change, flag_text
-from planner.units import format_gib
+from planner.units import format_bytes
 
 
 class Correction(Struct, frozen=True):
@@ -104,7 +104,7 @@ def _verdict(answer: LadderAnswer) -> Text:
 def _lacking(lacking_bytes: int) -> str:
     if lacking_bytes <= 0:
         return "The card has the memory; its share for the engine is wrong."
-    return f"The fullest GPU lacks {format_gib(lacking_bytes)}, whatever the utilization."
+    return f"The fullest GPU lacks {format_bytes(lacking_bytes)}, whatever the utilization."
 
 
 def _table(steps: Sequence[Step]) -> Table:
@@ -115,8 +115,8 @@ def _table(steps: Sequence[Step]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("what it costs", overflow="fold")
     for rank, step in enumerate(steps, 1):
-        lacking = format_gib(step.lacking_bytes) if step.lacking_bytes else "-"
-        words = (str(rank), change_text(step.change), format_gib(step.freed_bytes), lacking, step.change.costs)
+        lacking = format_bytes(step.lacking_bytes) if step.lacking_bytes else "-"
+        words = (str(rank), change_text(step.change), format_bytes(step.freed_bytes), lacking, step.change.costs)
         table.add_row(*(Text(word) for word in words))
     return table
 
@@ -128,7 +128,7 @@ def _outcome(after: Estimate) -> str:
     assert engine is not None
     need = gpu.used_after_startup_bytes + gpu.vision_encoder_runtime_peak_bytes
     return (
-        f"starts on {after.gpus}: {format_gib(need)} of {format_gib(gpu.total_memory_bytes)} in use at a full batch, "
+        f"starts on {after.gpus}: {format_bytes(need)} of {format_bytes(gpu.total_memory_bytes)} in use at a full batch, "
         f"{cache.max_concurrency:.1f} requests of {engine.max_model_len:,} tokens in the cache"
     )
 

@@ -23,7 +23,14 @@ from planner.search.variants import Variants
 
 _WORTH_BYTES = 1 << 20
 _LENGTH_STEP = 256
-_PROMILLE = 1000
+_GRADED = {
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "mm_processor_kwargs",
+    "max_cudagraph_capture_size",
+}
+_FINEST = 10_000
 
 
 class Step(Struct, frozen=True):
@@ -174,23 +181,44 @@ class _Climber:
     def _best(self, state: _State, rung: Rung) -> Change | None:
         """The mildest change of a rung that is enough, else the one that frees most; None where none frees anything."""
         room = self.room(state)
-        best, best_room = None, (-(1 << 62) if room is None else room) + _WORTH_BYTES
+        least = (-(1 << 62) if room is None else room) + _WORTH_BYTES
+        if _is_graded(rung) and self.room(state.with_change(rung[-1])) is not None:
+            last = state.with_change(rung[-1])
+            if self.share(last) is not None:
+                return self._mildest(rung, state.with_change)
+            left = self.room(last)
+            return rung[-1] if left is not None and left >= least else None
+        best = None
         for change in rung:
             after = state.with_change(change)
             left = self.room(after)
             if left is not None and self.share(after) is not None:
                 return change
-            if left is not None and left > best_room:
-                best, best_room = change, left + _WORTH_BYTES
+            if left is not None and left >= least:
+                best, least = change, left + _WORTH_BYTES
         return best
+
+    def _mildest(self, rung: Rung, launch: Callable[[Change], _State]) -> Change:
+        """The first of a graded rung's changes with which a launch is fine; its last one is known to be."""
+        low, high = 0, len(rung) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self.share(launch(rung[middle])) is not None:
+                high = middle
+            else:
+                low = middle + 1
+        return rung[low]
 
     def _milder(self, start: _State, changes: list[Change], index: int, rung: Rung) -> list[Change]:
         """The change at `index` left out, or made as mild as the others allow."""
-        for change in (None, *rung):
-            kept = [] if change is None else [change]
-            if self.share(_changed(start, [*changes[:index], *kept, *changes[index + 1 :]])) is not None:
-                return kept
-        return [changes[index]]
+        before, after = changes[:index], changes[index + 1 :]
+        if self.share(_changed(start, [*before, *after])) is not None:
+            return []
+        milder = rung[: rung.index(changes[index]) + 1]
+        if _is_graded(milder):
+            return [self._mildest(milder, lambda change: _changed(start, [*before, change, *after]))]
+        fits = (change for change in milder if self.share(_changed(start, [*before, change, *after])) is not None)
+        return [next(fits, changes[index])]
 
     def _longest(self, start: _State, changes: list[Change], index: int, rung: Rung) -> Change:
         """The longest length, in whole steps, between the one that is enough and the next of the rung."""
@@ -229,6 +257,11 @@ class _Climber:
     def _cache_bytes(self, state: _State) -> int:
         gpu = self.assess(state).estimate.per_gpu
         return gpu.kv_cache_allocated_bytes if gpu is not None else 0
+
+
+def _is_graded(rung: Rung) -> bool:
+    """Whether each change of a rung frees at least what the one before it does: smaller values of one flag."""
+    return {name for change in rung for name, _ in change.fields} <= _GRADED
 
 
 def _by_hand(change: Change) -> bool:
@@ -272,14 +305,17 @@ def _needs(found: Assessment, concurrency: int) -> list[tuple[int, int, int]]:
 
 
 def _room(found: Assessment, concurrency: int) -> int:
-    """Bytes that the fullest GPU has to spare under the best utilization; below zero, what it lacks."""
+    """Bytes that the fullest GPU has to spare under the best utilization; below zero, what it lacks.
+
+    The utilization that leaves the cache enough of a high use leaves it more of the expected one.
+    """
     assert found.deployment is not None
     total = found.deployment.gpus.gpu.total_memory_bytes
     rooms = []
     for term, (cache, engine, device) in zip(found.terms, _needs(found, concurrency), strict=True):
         context = term.cuda_context_bytes + int(term.spreads.context.up)
         rooms.append(total - context - engine - cache)
-        rooms.append(total - device - cache)
+        rooms.append(total - device - cache - (engine - term.non_kv_bytes))
         rooms.append(total - term.profile_peak_bytes - int(term.spreads.profile.up))
     return min(rooms)
 
@@ -294,7 +330,7 @@ def _utilization(found: Assessment, concurrency: int) -> float | None:
         least = max(least, (engine + cache) / total)
         context = term.cuda_context_bytes + int(term.spreads.context.up)
         most = min(most, (total - context) / total, (total - device + term.non_kv_bytes) / total)
-    low, high = ceil(least * _PROMILLE) / _PROMILLE, floor(most * _PROMILLE) / _PROMILLE
+    low, high = ceil(least * _FINEST) / _FINEST, floor(most * _FINEST) / _FINEST
     if low > high:
         return None
     wanted = found.config.gpu_memory_utilization

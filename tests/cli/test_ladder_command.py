@@ -80,6 +80,7 @@ def test_what_no_ladder_helps(vplan):
     [
         (["--from-command", "ls -l", "--gpus", "l4:1"], "no vLLM launch"),
         (["--from-command", "vllm serve m", "--gpus", "l4:1", "--format", "csv"], "text or json"),
+        (["--from-command", "vllm serve m", "--gpus", "l4:1", "--launch-form", "docker"], "--launch-form"),
         (["--gpus", "l4:1"], "--model is missing"),
         (["--model", "Qwen/Qwen2.5-7B-Instruct"], "--gpus is missing"),
     ],

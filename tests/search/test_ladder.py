@@ -1,6 +1,7 @@
 """The out-of-memory ladder: it ends in a launch that starts, and no step of it is idle."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 
@@ -86,6 +87,31 @@ def test_freed_bytes_add_up_to_what_was_lacking(model, gpus, flags):
             continue
         lacking = max(0, lacking - step.freed_bytes)
         assert step.lacking_bytes == lacking
+
+
+def test_no_milder_mixture_would_do():
+    """Every mixture of the rungs before the last one used, at any utilization: none starts (brute force)."""
+    model, gpus, flags = "meta-llama/Llama-3.1-8B-Instruct", "l4:1", {"max_model_len": 49152}
+    ladder = climbed(model, gpus, tuple(flags.items()))
+    request = api.Request(model=model, gpus=gpus, offline=True)
+    spec, pool = api.load_spec(request), api.load_gpus(request)
+    variants = Variants(spec, pool, "0.26.0")
+    args = EngineArgs(**flags)
+    whole = rungs(spec, pool, args, variants.assess(args).config, frozenset(flags), ())
+    used = {step.change.fields[0][0] for step in ladder.steps}
+    place = {rung[0].fields[0][0]: place for place, rung in enumerate(whole)}
+    last = max(place[name] for name in used if name in place)
+    earlier = [(None, rung[-1], rung[len(rung) // 2]) for rung in whole[:last]]
+    tried = 0
+    for mixture in product(*earlier):
+        mixed = args
+        for change in mixture:
+            mixed = change.apply(mixed) if change else mixed
+        for utilization in (0.90, 0.92, 0.94, 0.96, 0.98):
+            found = variants.assess(mixed.model_copy(update={"gpu_memory_utilization": utilization}))
+            assert not (found.estimate.starts and holds(found)), [change and change.fields for change in mixture]
+            tried += 1
+    assert tried > 200
 
 
 def test_a_launch_that_starts_has_no_rungs():
