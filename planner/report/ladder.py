@@ -128,8 +128,8 @@ def _outcome(after: Estimate) -> str:
     assert engine is not None
     need = gpu.used_after_startup_bytes + gpu.vision_encoder_runtime_peak_bytes
     return (
-        f"starts on {after.gpus}: {format_bytes(need)} of {format_bytes(gpu.total_memory_bytes)} in use at a full batch, "
-        f"{cache.max_concurrency:.1f} requests of {engine.max_model_len:,} tokens in the cache"
+        f"starts on {after.gpus}: {format_bytes(need)} of {format_bytes(gpu.total_memory_bytes)} in use at a full "
+        f"batch, {cache.max_concurrency:.1f} requests of {engine.max_model_len:,} tokens in the cache"
     )
 
 
