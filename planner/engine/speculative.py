@@ -26,6 +26,7 @@ _METHODS = (
     "dspark",
 )
 _WITHOUT_WEIGHTS = ("ngram", "suffix")
+_SUFFIX_TREE_DEPTH = 24
 _WITH_MODEL = ("eagle", "eagle3", "draft_model")
 _KNOWN_KEYS = frozenset(
     {
@@ -74,7 +75,11 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
         raise UnsupportedError(
             "speculative_config", f"speculative decoding by {method} is not supported by this planner"
         )
+    if method == "ngram":
+        _refuse_lookup(config)
     count = config.get("num_speculative_tokens")
+    if count is None and method == "suffix":
+        count = config.get("suffix_decoding_max_tree_depth", _SUFFIX_TREE_DEPTH)
     if count is None and method in _WITH_MODEL:
         raise reject("flag", "A speculative model was provided, but `num_speculative_tokens` was not provided")
     if count is None:
@@ -86,6 +91,13 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
         raise reject("flag", f"Expected num_speculative_tokens to be greater than zero ({count}).")
     return Speculation(method=method, num_speculative_tokens=count)
+
+
+def _refuse_lookup(config: dict[str, Any]) -> None:
+    """Source: vLLM 0.26.0 config/speculative.py:736."""
+    low, high = config.get("prompt_lookup_min"), config.get("prompt_lookup_max")
+    if isinstance(low, int) and isinstance(high, int) and low > high:
+        raise reject("flag", f"prompt_lookup_min={low} must be <= prompt_lookup_max={high}")
 
 
 def _refuse_draft(config: dict[str, Any], args: EngineArgs, model: ModelSpec, method: str) -> None:

@@ -39,7 +39,6 @@ _UNKNOWN_KEYS = (
     "speculators_config",
     "speculators_model_type",
     "eagle_config",
-    "layer_types",
     "norm_before_fc",
     "fc_norm",
 )
@@ -94,6 +93,8 @@ def with_head(target: ModelSpec, files: ModelFiles, method: str) -> ModelSpec:
     for key in _UNKNOWN_KEYS:
         if view.data.get(key):
             raise UnsupportedError("speculative_config", f"a draft model with {key} is not supported by this planner")
+    if set(view.data.get("layer_types") or ()) - {"full_attention"}:
+        raise UnsupportedError("speculative_config", "a draft model with windows is not supported by this planner")
     view.require("hidden_act", ("silu",), "silu")
     heads = read_heads(view)
     draft = _draft(view, target, heads, method)

@@ -368,3 +368,22 @@ def test_adapters(dense, card):
     flags = {"speculative_config": NGRAM, "max_num_batched_tokens": 600, "max_num_seqs": 256}
     assert resolve(dense(), card("h200"), EngineArgs(**flags), "0.26.0").max_num_batched_tokens == 600
     assert rejection(dense(), card("h200"), enable_lora=True, **flags).bottleneck == "batched_tokens"
+
+
+def test_lookup_windows_and_the_depth_of_suffix_trees(dense, card):
+    window = '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 5, "prompt_lookup_max": 4}'
+    refused = rejection(dense(), card("h200"), speculative_config=window)
+    assert refused.message == "prompt_lookup_min=5 must be <= prompt_lookup_max=4"
+    config = resolve(dense(), card("h200"), EngineArgs(speculative_config='{"method": "suffix"}'), "0.26.0")
+    assert config.num_speculative_tokens == 24
+
+
+def test_adapter_flags(dense, card):
+    refused = rejection(dense(), card("h200"), enable_lora=True, max_loras=4, max_cpu_loras=2)
+    assert refused.message == "max_cpu_loras (2) must be >= max_loras (4)."
+    assert rejection(dense(), card("h200"), enable_lora=True, lora_dtype="float32").message.startswith("lora_dtype")
+    config = resolve(dense(), card("h200"), EngineArgs(enable_lora=True, lora_dtype="float16"), "0.26.0")
+    assert (config.lora_dtype, config.lora_capture_cases) == ("float16", 2)
+    assert resolve(dense(), card("h200"), EngineArgs(), "0.26.0").lora_capture_cases == 1
+    args = EngineArgs(enable_lora=True, max_loras=6, specialize_active_lora=True)
+    assert resolve(dense(), card("h200"), args, "0.26.0").lora_capture_cases == len([0, 1, 2, 4, 7])

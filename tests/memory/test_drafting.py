@@ -131,6 +131,7 @@ def test_decode_graphs_take_whole_draft_steps(tmp_path: Path) -> None:
         ("draft_model", {"quantization_config": {"quant_method": "fp8"}}, {}, "drafting by a model like"),
         ("medusa", {}, {}, "medusa"),
         ("dflash", {}, {}, "dflash"),
+        ("eagle", {"layer_types": ["sliding_attention"]}, {}, "windows"),
     ],
 )
 def test_other_drafts_are_unsupported_by_name(
