@@ -131,9 +131,11 @@ def _estimate(model: ModelSpec, share: RankShare, config: EngineConfig) -> Sprea
 
 
 def _unmeasured_peak(model: ModelSpec, config: EngineConfig) -> Spread:
-    """Of passes that no boot had: adapters or a draft head in a compiled model, where inductor decides what a buffer
-    shares. Two hidden states of the batch either way."""
-    if config.enforce_eager or not (config.enable_lora or model.draft is not None):
+    """Of passes that no boot had: a draft head, and adapters or a draft model in a compiled model, where inductor
+    decides what a buffer shares. Two hidden states of the batch either way."""
+    head = model.draft is not None and model.draft.whole is None
+    compiled = not config.enforce_eager and (config.enable_lora or model.draft is not None)
+    if not (head or compiled):
         return Spread()
     hidden = 2 * model.text.hidden_size * DTYPE_BYTES[config.dtype] * config.max_num_batched_tokens
     return Spread(hidden, hidden)
