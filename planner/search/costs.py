@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
@@ -31,15 +35,28 @@ MANY_BLOCKS = 1 << 20
 """More blocks than any warm-up asks for: the allocator then retains what it would in a pool of any useful size."""
 
 
-class StageCosts(Struct, frozen=True):
-    """One pipeline stage's rank, an entry for each pair of sizes, in bytes."""
+@dataclass(frozen=True)
+class StageCosts:
+    """One pipeline stage's rank, an entry for each pair of sizes, in bytes. `beside_cache` and `encoder` are worked out
+    by `device` when they are first asked for, which they are only where the engine's own budget holds something."""
 
     weights: Ints
     non_kv: Ints
     context: Ints
-    beside_cache: Ints
     profile_peak: Ints
-    encoder: Ints
+    device: Callable[[], tuple[Ints, Ints]]
+
+    @cached_property
+    def _device(self) -> tuple[Ints, Ints]:
+        return self.device()
+
+    @property
+    def beside_cache(self) -> Ints:
+        return self._device[0]
+
+    @property
+    def encoder(self) -> Ints:
+        return self._device[1]
 
 
 class Costs(Struct, frozen=True):
@@ -95,13 +112,21 @@ def _stage(
     weights = weights + total_bytes(adapter_indices(config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
     state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
-    configs = [_at(deployment, args, int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
+    at = _Sized(deployment, args)
+    configs = [at(int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
     outside = np.full(len(seqs), non_torch_bytes(config), dtype=np.int64)
     context = np.full(len(seqs), cuda_context_bytes(model, config).value, dtype=np.int64)
     estimate = np.array([cuda_graph_estimate_bytes(model, share, item) for item in configs], dtype=np.int64)
-    actual = _graphs(thinned, len(share.layers), configs)
     resident = context + outside + weights + state
-    spread = spreads(model, share, config, weights, peak, actual, context) if confidence == "safe" else CERTAIN
+    safe = confidence == "safe"
+    spread = spreads(model, share, config, weights, peak, 0, context) if safe else CERTAIN
+
+    def device() -> tuple[Ints, Ints]:
+        actual = _graphs(thinned, len(share.layers), configs)
+        held = spreads(model, share, config, weights, peak, actual, context).held if safe else CERTAIN.held
+        retained = _retained(deployment, at, index, thinned, seqs, tokens)
+        return resident + actual + retained + held, _encoder(thinned, configs, workload)
+
     return StageCosts(
         weights=np.full(len(seqs), 1, dtype=np.int64) * weights,
         non_kv=weights
@@ -111,9 +136,8 @@ def _stage(
         + also_counted(ledger_rule(config), state, context)
         + spread.engine.up,
         context=context,
-        beside_cache=resident + actual + _retained(deployment, args, index, thinned, seqs, tokens) + spread.held,
         profile_peak=resident + peak + spread.profile.up,
-        encoder=_encoder(thinned, configs, workload),
+        device=device,
     )
 
 
@@ -144,15 +168,13 @@ def _graphs(thinned: _Thinned, num_layers: int, configs: list[EngineConfig]) -> 
     return np.array(sizes, dtype=np.int64)
 
 
-def _retained(
-    deployment: Deployment, args: EngineArgs, index: int, thinned: _Thinned, seqs: Ints, tokens: Ints
-) -> Ints:
+def _retained(deployment: Deployment, at: _Sized, index: int, thinned: _Thinned, seqs: Ints, tokens: Ints) -> Ints:
     model, share = thinned
     seq_anchors, token_anchors = _anchors(seqs, 4), _anchors(tokens, 2)
     table = np.empty((len(token_anchors), len(seq_anchors)))
     for row, other in enumerate(token_anchors):
         for column, one in enumerate(seq_anchors):
-            boot = Boot(model, share, _at(deployment, args, min(one, other), other))
+            boot = Boot(model, share, at(min(one, other), other))
             table[row, column] = retained_bytes(boot, deployment.pool, deployment.pool.stages[index], MANY_BLOCKS)
     along_seqs = np.array([np.interp(seqs, seq_anchors, row) for row in table])
     share_of_last = np.interp(tokens, token_anchors, np.linspace(0.0, 1.0, len(token_anchors)))
@@ -168,5 +190,18 @@ def _anchors(values: Ints, count: int) -> list[int]:
     return [int(value) for value in unique[picks]]
 
 
-def _at(deployment: Deployment, args: EngineArgs, seqs: int, tokens: int) -> EngineConfig:
-    return resized(deployment.config, deployment.model, args, max_num_seqs=seqs, max_num_batched_tokens=tokens)
+class _Sized:
+    """A layout's configuration at other sizes."""
+
+    def __init__(self, deployment: Deployment, args: EngineArgs) -> None:
+        self._deployment, self._args = deployment, args
+        self._known: dict[tuple[int, int], EngineConfig] = {}
+
+    def __call__(self, seqs: int, tokens: int) -> EngineConfig:
+        config = self._known.get((seqs, tokens))
+        if config is None:
+            config = self._known[seqs, tokens] = resized(
+                self._deployment.config, self._deployment.model, self._args, max_num_seqs=seqs,
+                max_num_batched_tokens=tokens,
+            )  # fmt: skip
+        return config

@@ -32,8 +32,8 @@ class Grid(Struct, frozen=True):
     """One layout's candidates. Axes: 0 sizes (max_num_seqs with max_num_batched_tokens), 1 utilization, 2 length.
 
     `longest`: [sizes, utilization], the longest max_model_len that holds the requests asked for, 0 where none does;
-    `blocks`, `needed_device_bytes` (margin included) and `requests` (of the greatest length or of the workload's own,
-    held at once): [sizes, utilization]; `verdicts`: index into VERDICTS.
+    `blocks`, `needed_device_bytes` (margin included; 0 where no budget holds anything) and `requests` (of the greatest
+    length or of the workload's own, held at once): [sizes, utilization]; `verdicts`: index into VERDICTS.
     """
 
     deployment: Deployment
@@ -61,12 +61,10 @@ def evaluate(
     requested = np.ceil(total * utilizations).astype(np.int64)
     available = _available(costs, requested, deployment.config)
     blocks: Ints = num_blocks(deployment.pool, available)
-    needed = _device_bytes(deployment, costs, blocks, options.safety_margin)
     context = np.max([stage.context for stage in costs.stages], axis=0)[:, None]
     weights = np.max([stage.weights for stage in costs.stages], axis=0)[:, None]
     late = total - context < requested[None, :]
     heavy = np.broadcast_to(weights > total - context, late.shape)
-    over = needed > total
     upper = np.full(blocks.shape, int(lengths[-1]), dtype=np.int64)
     batched = costs.tokens[:, None]
     longest = largest_max_model_len(deployment.pool, available, batched, upper)
@@ -79,6 +77,10 @@ def evaluate(
     else:
         longest = np.where(blocks - 1 >= demand.needed(concurrency, batched), longest, 0)
         requests = demand.held(blocks, batched)
+    needed = np.zeros_like(blocks)
+    if ((longest > 0) & ~late & ~heavy).any():
+        needed = _device_bytes(deployment, costs, blocks, options.safety_margin)
+    over = needed > total
     return Grid(
         deployment=deployment,
         seqs=costs.seqs,
