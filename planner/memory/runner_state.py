@@ -123,7 +123,7 @@ def _v1_inputs(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]
         LiveTensor("block table", bytes_per_seq=4 * -(-config.max_model_len // block)),
         LiveTensor("slot mapping", bytes_per_token=8),
         *(LiveTensor(name, bytes_per_seq=4) for name in _V1_SAMPLING),
-        LiveTensor("minimum probabilities", bytes_per_seq=4),
+        _MINIMUM_PROBABILITIES if config.speculative_method is None else _NO_SHORT_ANSWERS,
         LiveTensor("input tokens", bytes_per_token=4),
         LiveTensor("positions", bytes_per_token=8),
         LiveTensor("query starts", bytes_per_seq=4, constant_bytes=4),
@@ -139,6 +139,10 @@ def _v1_inputs(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]
         tensors.append(LiveTensor("three-dimensional positions", bytes_per_token=24, constant_bytes=24))
     return tuple(tensors)
 
+
+_MINIMUM_PROBABILITIES = LiveTensor("minimum probabilities", bytes_per_seq=4)
+_NO_SHORT_ANSWERS = LiveTensor("logit of words that end an answer too soon", constant_bytes=4)
+"""Left where drafts switch minimum probabilities off (vLLM 0.26.0 v1/sample/logits_processor/__init__.py:201)."""
 
 _V1_SAMPLING = (
     "temperatures", "top-p", "top-k", "frequency penalties", "presence penalties", "repetition penalties",
