@@ -8,7 +8,6 @@ from planner.engine.args import EngineArgs
 from planner.engine.batching import BatchSizes
 from planner.engine.speculative import Speculation
 from planner.errors import UnsupportedError
-from planner.model.adapters import TRAITS
 from planner.model.spec import ModelSpec
 from planner.releases.release import Release
 from planner.values import DType, reject
@@ -62,6 +61,8 @@ def _refuse_unmodelled(args: EngineArgs, model: ModelSpec, release: Release) -> 
         raise UnsupportedError("enable_lora", message)
     if dict(args.env).get(_DUAL_STREAM, "0") not in ("", "0"):
         raise UnsupportedError(_DUAL_STREAM, f"--env {_DUAL_STREAM} is not supported by this planner")
+    from planner.model.adapters import TRAITS
+
     traits = TRAITS.get(model.architecture)
     media = traits is not None and traits.language_model and not args.language_model_only
     if args.enable_tower_connector_lora and media:

@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from planner.engine.args import EngineArgs
 from planner.errors import UnsupportedError
-from planner.model.drafts import TAKES_EAGLE3, drafting_method
 from planner.model.spec import ModelSpec
 from planner.values import reject
 
@@ -65,6 +64,8 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     planner does not lay out. Source: vLLM 0.26.0 config/speculative.py:660, 1224."""
     if args.speculative_config is None:
         return Speculation()
+    from planner.model.drafts import drafting_method
+
     config = _parsed(args.speculative_config)
     method = model.draft.method if model.draft is not None else drafting_method(config, None)
     if method not in _METHODS:
@@ -102,6 +103,8 @@ def _refuse_lookup(config: dict[str, Any]) -> None:
 
 def _refuse_draft(config: dict[str, Any], args: EngineArgs, model: ModelSpec, method: str) -> None:
     """What else is asked of a draft: only what is known to leave memory alone, a target that it can read, one stage."""
+    from planner.model.drafts import TAKES_EAGLE3
+
     part = "speculative_config"
     for key, value in config.items():
         if key not in _KNOWN_KEYS or value not in (None, *_KNOWN_VALUES.get(key, (value,))):
