@@ -81,6 +81,11 @@ class CachingAllocator:
         twin._next_address = self._next_address
         return twin
 
+    def state(self) -> tuple[object, ...]:
+        """What decides where the next blocks come from: equal for allocators that go on alike."""
+        pools = tuple((key, tuple(pool)) for key, pool in sorted(self._pools.items()) if pool)
+        return pools, self._next_address, self.allocated_bytes, self.reserved_bytes, self.stream, self.main_stream
+
     def allocate(self, size: int) -> Block | None:
         """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
         if size <= 0:
@@ -275,6 +280,29 @@ def load_weights(
     allocator.run((*index_bytes, *(tensor.size_bytes for tensor in share.adapters)))
     table = None if load.rotary_table is None else blocks[load.rotary_table]
     return {} if table is None else {ROTARY_TABLE: table}
+
+
+_Loaded = tuple[tuple[Tensor, ...], tuple[Tensor, ...], CachingAllocator, dict[str, Block]]
+_loads: dict[tuple[object, ...], _Loaded] = {}
+_KEPT_LOADS = 40
+
+
+def loaded(
+    allocator: CachingAllocator, share: RankShare, traits: LoadTraits, index_bytes: tuple[int, ...]
+) -> tuple[CachingAllocator, dict[str, Block]]:
+    """`load_weights` on an allocator that has only made buffers: the allocator to go on with, and the named blocks.
+
+    The last few loads are remembered: one whose predecessors left the same blocks free is the same load.
+    """
+    key = (id(share.created), id(share.loaded), traits, index_bytes, allocator.state())
+    found = _loads.get(key)
+    if found is None:
+        allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
+        kept = load_weights(allocator, share, traits, index_bytes)
+        if len(_loads) >= _KEPT_LOADS:
+            del _loads[next(iter(_loads))]
+        found = _loads[key] = share.created, share.loaded, allocator, kept
+    return found[2].copy(), dict(found[3])
 
 
 class _Load(Struct):

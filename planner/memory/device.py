@@ -16,7 +16,7 @@ from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of, profile_program
 from planner.memory.adapters import adapter_indices
-from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, load_weights
+from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, loaded
 from planner.memory.constants import Measured
 from planner.memory.drafting import write_drafting
 from planner.memory.layers import load_traits, takes_media
@@ -54,9 +54,8 @@ class Boot:
         self._last = share.pp_rank == share.pipeline_parallel_size - 1
         self._make(runner_buffers(model, config))
         inputs = self.allocator.allocated_bytes
-        self.allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
         indices = [tensor.bytes(self._tokens, config.max_num_seqs) for tensor in adapter_indices(config)]
-        self._kept = load_weights(self.allocator, share, load_traits(model, share, config), indices)
+        self.allocator, self._kept = loaded(self.allocator, share, load_traits(model, share, config), tuple(indices))
         self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
         self.allocator.empty_cache()
         self._make(sampler_buffers(model, config, last_stage=self._last))

@@ -299,8 +299,11 @@ def replayed_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, .
     layers = decoder_layers(model, share)
     special = deepstack_levels(model)
     stored: dict[int | None, list[tuple[object, ...]]] = {}
+    module = suffix = ""
     for tensor in share.loaded:
-        _, _, suffix = tensor.module.rpartition(f".{tensor.layer}.")
+        if tensor.module != module:
+            module = tensor.module
+            suffix = module.rpartition(f".{tensor.layer}.")[2]
         stored.setdefault(tensor.layer, []).append((suffix, tensor.name, tensor.shape, tensor.dtype))
     kinds = [
         (

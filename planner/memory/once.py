@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
@@ -13,22 +12,24 @@ _Q = ParamSpec("_Q")
 _M = TypeVar("_M")
 _S = TypeVar("_S")
 
-_KEPT = 8
+_KEPT = 16
 
 
 def once(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Remember the last few answers by the identity of the arguments, which must be positional: they are frozen, and
     hashing them would cost more than the answer."""
-    recent: deque[tuple[tuple[object, ...], _R]] = deque(maxlen=_KEPT)
+    recent: dict[tuple[int, ...], tuple[tuple[object, ...], _R]] = {}
 
     @wraps(function)
     def remembered(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for known, answer in tuple(recent):
-            if all(one is other for one, other in zip(known, args, strict=True)):
-                return answer
-        answer = function(*args, **kwargs)
-        recent.append((args, answer))
-        return answer
+        key = tuple(map(id, args))
+        known = recent.get(key)
+        if known is None:
+            answer = function(*args, **kwargs)
+            if len(recent) >= _KEPT:
+                del recent[next(iter(recent))]
+            known = recent[key] = args, answer
+        return known[1]
 
     return remembered
 

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from planner.memory.allocator import Block, CachingAllocator
 
 
-class LiveTensor(Struct, frozen=True):
+class LiveTensor(Struct, frozen=True, gc=False):
     """A tensor that is alive at some moment: its bytes for each token, for each sampled row, and fixed."""
 
     name: str

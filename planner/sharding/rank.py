@@ -12,7 +12,7 @@ from planner.values import DTYPE_BYTES, DType
 TensorRole = Literal["parameter", "buffer", "workspace"]
 
 
-class Tensor(Struct, frozen=True):
+class Tensor(Struct, frozen=True, gc=False):
     """`count` equal tensors of one rank. `module` is vLLM's module prefix, `name` the attribute in it."""
 
     module: str

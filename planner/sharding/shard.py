@@ -126,6 +126,7 @@ class _RankBuilder:
         self._attention_names: set[str] = set()
         self._encoder_data_parallel = config.mm_encoder_tp_mode == "data" and model.supports_encoder_tp_data
         self._emitted: list[Storage] = []
+        self._attention: dict[tuple[object, ...], tuple[int, Storage, Storage]] = {}
         self._known: dict[tuple[object, ...], tuple[tuple[Storage, ...], Scheme | None]] = {}
 
     def take(self, module: Module, add: Callable[[Module], None]) -> None:
@@ -297,12 +298,12 @@ class _RankBuilder:
 
     @add.register
     def _(self, module: Attention) -> None:
-        replicated = module.kind in ("mla_attention", "encoder_only")
-        heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
-        scales = self.selector.kv_scales(module, heads) if module.quantizable else Storage(())
-        replaced = {stored.name for stored in scales.after_load}
-        buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES if module.registered)
-        self._emit(module, Storage(buffers, tuple(stored for stored in buffers if stored.name not in replaced)))
+        kind = (module.kind, module.num_kv_heads, module.component, module.quantizable, module.registered)
+        known = self._attention.get(kind)
+        if known is None:
+            known = self._attention[kind] = self._scales(module)
+        heads, buffers, scales = known
+        self._emit(module, buffers)
         self._emit(module, scales)
         self._attention_names.add(module.name)
         if module.shares_kv_with is not None and module.shares_kv_with not in self._attention_names:
@@ -321,6 +322,16 @@ class _RankBuilder:
                 cache_dtype=self.config.kv_cache_dtype,
             )
         )
+
+    def _scales(self, module: Attention) -> tuple[int, Storage, Storage]:
+        """KV heads of the rank, the layer's own buffers, and what its quantization method adds."""
+        replicated = module.kind in ("mla_attention", "encoder_only")
+        heads = 1 if replicated else kv_heads_per_rank(module.num_kv_heads, self._tp(module))
+        scales = self.selector.kv_scales(module, heads) if module.quantizable else Storage(())
+        replaced = {stored.name for stored in scales.after_load}
+        buffers = tuple(Stored(name, (), "float32", "buffer") for name in _SCALES if module.registered)
+        kept = tuple(stored for stored in buffers if stored.name not in replaced)
+        return heads, Storage(buffers, kept if replaced else None), scales
 
     @add.register
     def _(self, module: IndexerCache) -> None:
