@@ -265,9 +265,7 @@ def weights_memory_bytes(share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> i
     tensor above 20 MiB has a block of whole 2 MiB pages, and a tensor below 1 MiB one of whole 512 bytes.
     Source: vLLM 0.26.0 v1/worker/gpu_worker.py:424, utils/mem_utils.py:86 DeviceMemoryProfiler.
     """
-    allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
-    load_weights(allocator, share, traits)
-    return allocator.allocated_bytes
+    return loaded(CachingAllocator(LOAD_MAX_SPLIT_BYTES), share, traits, ())[0].allocated_bytes
 
 
 def load_weights(
@@ -282,8 +280,7 @@ def load_weights(
     return {} if table is None else {ROTARY_TABLE: table}
 
 
-_Loaded = tuple[tuple[Tensor, ...], tuple[Tensor, ...], CachingAllocator, dict[str, Block]]
-_loads: dict[tuple[object, ...], _Loaded] = {}
+_loads: dict[tuple[object, ...], tuple[RankShare, CachingAllocator, dict[str, Block]]] = {}
 _KEPT_LOADS = 40
 
 
@@ -294,15 +291,16 @@ def loaded(
 
     The last few loads are remembered: one whose predecessors left the same blocks free is the same load.
     """
-    key = (id(share.created), id(share.loaded), traits, index_bytes, allocator.state())
+    tensors = id(share.created), id(share.loaded), id(share.adapters)
+    key = (*tensors, traits, index_bytes, allocator.state())
     found = _loads.get(key)
     if found is None:
         allocator.max_split_bytes = LOAD_MAX_SPLIT_BYTES
         kept = load_weights(allocator, share, traits, index_bytes)
         if len(_loads) >= _KEPT_LOADS:
             del _loads[next(iter(_loads))]
-        found = _loads[key] = share.created, share.loaded, allocator, kept
-    return found[2].copy(), dict(found[3])
+        found = _loads[key] = share, allocator, kept
+    return found[1].copy(), dict(found[2])
 
 
 class _Load(Struct):

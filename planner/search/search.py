@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from planner.hardware.spec import GpuPool
-from planner.memory.assess import Assessment, assess_deployment
+from planner.memory.assess import Assessment, Deployment, assess_deployment
 from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
 from planner.search.explorer import Candidates, Explorer, Tally, tally_grid
@@ -29,6 +29,8 @@ _UNMEASURED = (
     "replicas of a mixture of experts split its experts: their shards are counted, but what the transfers between the "
     "replicas take was not measured; verify such a plan before you rely on its headroom"
 )
+_WEIGHTLESS = frozenset({"block_size", "enforce_eager"})
+"""Flags that leave the split of the weights as it is."""
 
 
 def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version: str) -> SearchResult:
@@ -75,6 +77,7 @@ def explorers(
     limited, _ = with_media_limits(model, options)
     refused: Rejection | None = None
     some = False
+    known: dict[tuple[int, int, int], Deployment] = {}
     for update in engine_updates(model, options.model_copy(update={"args": limited})):
         asked = with_media_room(model, options.model_copy(update={"args": limited.model_copy(update=update)}))
         if asked.workload.mix is not None:
@@ -84,7 +87,10 @@ def explorers(
         refusal = too_long(model, asked)
         if refusal is None:
             some = True
-            yield Explorer(model, gpus, asked, vllm_version, tally or Tally()), 2 * ("mm_processor_kwargs" in update)
+            explorer = Explorer(model, gpus, asked, vllm_version, tally or Tally())
+            if _WEIGHTLESS.issuperset(update):
+                explorer.known = known
+            yield explorer, 2 * ("mm_processor_kwargs" in update)
         refused = refused or refusal
     if not some and refused is not None:
         raise Rejected(refused)
