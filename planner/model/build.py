@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from planner.errors import InputError, UnsupportedError
 from planner.model.config_view import ConfigView
 from planner.model.engine_facts import engine_facts
 from planner.model.max_len import derive_max_model_len
+from planner.model.modules import Attention, Module, QKVLinear
 from planner.model.quantization import read_quantization
 from planner.model.registry import describe
 from planner.model.spec import ModelFiles, ModelSpec
@@ -33,6 +34,7 @@ def build_model(
     name = architecture_of(view)
     text_section = text_section_of(config)
     architecture = describe(name)(view)
+    _refuse_empty(architecture.modules)
     length, source = derive_max_model_len(text_section, _text_type(config, text_section))
     return ModelSpec(
         name=files.name,
@@ -63,6 +65,13 @@ def build_model(
         quantized_modules=files.quantized_modules,
         checkpoint_bytes=files.checkpoint_bytes,
     )
+
+
+def _refuse_empty(modules: Iterable[Module]) -> None:
+    """Sizes that are whole numbers each and still leave a head nothing, as more heads than elements do."""
+    for module in modules:
+        if isinstance(module, (Attention, QKVLinear)) and module.head_size < 1:
+            raise InputError(f"config.json: the heads of {module.name} have no elements (hidden_size below the heads)")
 
 
 def _processor_note(files: ModelFiles, vision: VisionSpec | None) -> tuple[str, ...]:

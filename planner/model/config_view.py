@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 MAX_SIZE = 1 << 40
 MAX_LAYERS = 4096
+_PLAIN_SIZES = frozenset(
+    ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+)
 
 
 class ConfigView:
@@ -38,6 +41,7 @@ class ConfigView:
         self.files = files
         self.model_type = model_type or str(data.get("model_type", ""))
         self.defaults: Mapping[str, Any] = json.loads(DEFAULTS.get(self.model_type, "{}"))
+        self._refuse_wrong_sizes()
 
     def __contains__(self, key: str) -> bool:
         return self.raw(key) is not None
@@ -108,12 +112,12 @@ class ConfigView:
             raise InputError(f"{self.where}: {key} must be a list of texts, found {_short(value)}")
         return tuple(value)
 
-    def sizes(self, key: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        """A list of whole numbers, zero allowed."""
+    def sizes(self, key: str, default: tuple[int, ...] | None = None, *, count: int = 0) -> tuple[int, ...]:
+        """A list of whole numbers, zero allowed; exactly `count` of them, above zero, if that is given."""
         value = self.raw(key, default)
-        if not isinstance(value, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or (count and len(value) != count):
             raise InputError(f"{self.where}: {key} must be a list of whole numbers, found {_short(value)}")
-        return tuple(self._whole(key, item, 0, MAX_SIZE) for item in value)
+        return tuple(self._whole(key, item, 1 if count else 0, MAX_SIZE) for item in value)
 
     def section(self, key: str, model_type: str | None = None) -> ConfigView:
         """A nested object; a missing one is an empty section with the defaults of `model_type`."""
@@ -125,6 +129,28 @@ class ConfigView:
         value = self.raw(key, default)
         if value not in allowed:
             raise UnsupportedError(key, f"{self.where}: {key} = {_short(value)} is not supported by this planner")
+
+    def numbers(self, key: str, count: int) -> tuple[tuple[int, ...], ...]:
+        """A list of lists of `count` positive whole numbers each."""
+        value = self.raw(key)
+        if not isinstance(value, (list, tuple)) or not all(
+            isinstance(item, (list, tuple)) and len(item) == count for item in value
+        ):
+            raise InputError(f"{self.where}: {key} must be a list of lists of {count}, found {_short(value)}")
+        return tuple(tuple(self._whole(key, part, 1, MAX_SIZE) for part in item) for item in value)
+
+    def _refuse_wrong_sizes(self) -> None:
+        """Whole numbers must be whole where transformers' class declares them so, read here or not. A list may stand
+        for a few of them, such as vision_feature_layer, never for the plain sizes.
+
+        Source: huggingface_hub dataclasses.strict, which transformers 5.14.1 configuration classes are made with.
+        """
+        declared = {key for key, default in self.defaults.items() if type(default) is int}
+        for key in sorted(declared | _PLAIN_SIZES):
+            value = self.data.get(key)
+            whole = value is None or type(value) is int or (isinstance(value, float) and value.is_integer())
+            if not whole and (key in _PLAIN_SIZES or not isinstance(value, (list, dict))):
+                raise InputError(f"{self.where}: {key} must be a whole number, found {_short(value)}")
 
     def _first(self, keys: tuple[str, ...]) -> Any:
         for key in keys:

@@ -27,7 +27,9 @@ def rope_parameters(config: ConfigView, layer_type: str | None = None) -> dict[s
         given = given[layer_type]
     result = dict(given)
     kind = result.get("rope_type", result.pop("type", None) or "default")
-    kind = {"su": "longrope", "mrope": "default"}.get(str(kind), kind)
+    if not isinstance(kind, str):
+        raise InputError(f"{config.where}: the rope_type must be text, found {kind!r:.60}")
+    kind = {"su": "longrope", "mrope": "default"}.get(kind, kind)
     result.pop("type", None)
     result["rope_type"] = kind
     for key in ("rope_theta", "partial_rotary_factor"):
@@ -43,21 +45,29 @@ def rope_parameters(config: ConfigView, layer_type: str | None = None) -> dict[s
 def rotary_rows(parameters: Mapping[str, Any], max_position: int) -> int:
     """Rows of the cos/sin table for a get_rope call with `max_position`. Source: vLLM 0.26.0 rotary_embedding/*.py."""
     kind = parameters.get("rope_type", "default")
-    factor = parameters.get("factor", 1.0)
+    factor = _number(parameters, "factor", 1.0)
     if kind in _ORIGINAL_TIMES_FACTOR:
-        original = int(parameters["original_max_position_embeddings"])
+        original = int(_number(parameters, "original_max_position_embeddings"))
         if "mrope_section" in parameters:
             return int(original * 4 * factor)
         return int(original * factor)
     if kind == "linear":
         return int(max_position * factor)
     if kind == "longrope":
-        return int(parameters["original_max_position_embeddings"]) + max_position
+        return int(_number(parameters, "original_max_position_embeddings")) + max_position
     if kind in _SAME_LENGTH:
         if kind == "dynamic" and "alpha" not in parameters:
             return max_position
         return max_position * 4 if "mrope_section" in parameters else max_position
     raise UnsupportedError("rope_scaling", f"rope type {kind!r} is not supported by this planner")
+
+
+def _number(parameters: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """A positive, finite number of the rope section, far below what no table could hold."""
+    value = parameters.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1 << 40:
+        raise InputError(f"config.json: {key} of the rope section must be a number above 0, found {value!r:.60}")
+    return value
 
 
 def rotary_cache(
@@ -78,7 +88,8 @@ def rotary_cache(
     if rotary_dim is None and parameters.get("rope_type") == "proportional":
         rotary_dim = head_size  # the entries that do not rotate are in the table too (gemma4_rope.py:46)
     if rotary_dim is None:
-        rotary_dim = int(parameters.get("rope_dim") or head_size * parameters.get("partial_rotary_factor", 1.0))
+        share = _number(parameters, "partial_rotary_factor", 1.0)
+        rotary_dim = int(_number(parameters, "rope_dim") if parameters.get("rope_dim") else head_size * share)
     rows = rotary_rows(parameters, max_position)
     key = repr(
         (head_size, rotary_dim, max_position, interleaved, sorted((k, str(v)) for k, v in parameters.items()), dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from planner.engine.config import EngineConfig
+from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem
 from planner.memory.multimodal.media import item_limit, largest_items
 from planner.model.spec import ModelSpec
@@ -42,6 +43,8 @@ def encoder_budget(model: ModelSpec, config: EngineConfig) -> EncoderBudget:
     largest = largest_items(model.vision, config)
     if not largest:
         return EncoderBudget(tokens=0, largest=(), items=())
+    if any(item.max_tokens < 1 for item in largest):
+        raise InputError("config.json: the vision section gives an image or video no tokens at all")
     tokens = max(config.max_num_batched_tokens, *(item.max_tokens for item in largest))
     items = []
     for item in largest:

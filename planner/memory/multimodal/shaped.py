@@ -10,6 +10,7 @@ from math import floor, isqrt, sqrt
 
 from msgspec.structs import replace
 
+from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
 from planner.memory.multimodal.patches import PatchRule, most_features, smart_resize
@@ -164,6 +165,8 @@ class PaddleRule(PatchRule, frozen=True):
 
     def largest_size(self) -> tuple[int, int]:
         cells = self.image_bounds.high // self.factor**2
+        if cells < 1:
+            raise InputError("config.json: the vision section's patches are larger than the largest image")
         high = int(sqrt(cells))
         return cells // high * self.factor, high * self.factor
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from math import ceil, floor, isqrt, log, sqrt
 
+from planner.errors import InputError
 from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
 from planner.memory.multimodal.rule import CHANNELS, MediaRule
@@ -94,6 +95,8 @@ class PinpointRule(MediaRule, frozen=True):
     def image(self, width: int, height: int) -> MediaItem:
         rows, columns = self._grid(width, height)
         high, wide = self.side * rows, self.side * columns
+        if not high or not wide:
+            raise InputError("config.json: image_grid_pinpoints has a place smaller than the tower's image")
         if width / height > wide / high:
             high -= 2 * ((high - int(round(height * (wide / width), 7))) // 2)
         else:

@@ -131,7 +131,7 @@ def gemma4_vision_tower(vision: ConfigView, prefix: str = "vision_tower", *, qua
 def gemma4_audio_tower(audio: ConfigView, prefix: str = "audio_tower", *, quantizable: bool = True) -> list[Module]:
     """Gemma4AudioModel: two strided convolutions, Conformer layers with two half-step MLPs."""
     width, heads = audio.size("hidden_size"), audio.size("num_attention_heads")
-    first, second = audio.sizes("subsampling_conv_channels")
+    first, second = audio.sizes("subsampling_conv_channels", count=2)
     stem = f"{prefix}.subsample_conv_projection"
     modules: list[Module] = []
     for index, (inputs, outputs) in enumerate(((1, first), (first, second))):
@@ -231,5 +231,5 @@ def _frames(config: ConfigView, audio: ConfigView) -> AudioFrames:
         max_frames=4 * tokens,
         encoder_positions=tokens,
         tokens=tokens,
-        stem_channels=audio.sizes("subsampling_conv_channels")[0],
+        stem_channels=audio.sizes("subsampling_conv_channels", count=2)[0],
     )

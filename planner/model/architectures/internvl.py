@@ -75,7 +75,7 @@ def internvl(config: ConfigView) -> Architecture:
     projector += weight(f"{base}.linear_1", output, width, bias=True) + weight(
         f"{base}.linear_2", output, output, bias=True
     )
-    image_size, patch = vision.sizes("image_size")[0], vision.sizes("patch_size")[0]
+    image_size, patch = vision.sizes("image_size", count=2)[0], vision.sizes("patch_size", count=2)[0]
     settings = ConfigView(config.files.preprocessor if config.files is not None else {}, "preprocessor_config.json")
     image = Tiles(
         image_size=image_size,

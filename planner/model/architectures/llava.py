@@ -174,15 +174,12 @@ def _longest_edge(vision: ConfigView, merge: int) -> ImageRule:
 
 def _pinpoints(config: ConfigView, vision: ConfigView, *, max_tiles: int = 0, frame_tokens: int = 0) -> ImageRule:
     patches, tokens = _selected(config, vision)
-    given = config.raw("image_grid_pinpoints")
-    if not isinstance(given, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in given):
-        raise InputError(f"{config.where}: image_grid_pinpoints must be a list of pairs")
     return Pinpoints(
         image_size=vision.size("image_size"),
         patch_size=vision.size("patch_size"),
         patches=patches,
         tokens=tokens,
-        pinpoints=tuple((int(height), int(width)) for height, width in given),
+        pinpoints=tuple((height, width) for height, width in config.numbers("image_grid_pinpoints", 2)),
         max_tiles=max_tiles,
         video_frame_tokens=frame_tokens,
     )

@@ -113,7 +113,7 @@ def _size(vision: ConfigView, key: str) -> int:
 
 
 def _merge(vision: ConfigView) -> int:
-    height, width = vision.sizes("merge_kernel_size", (2, 2))
+    height, width = vision.sizes("merge_kernel_size", (2, 2), count=2)
     return height * width
 
 
@@ -137,7 +137,7 @@ def _patches(config: ConfigView, vision: ConfigView, frames: int) -> DynamicPatc
     patch = _size(vision, "patch_size")
     limit = media.optional_size("in_patch_limit") or settings.size("in_token_limit", _LIMITS[frames > 1])
     in_frame = media.optional_size("in_patch_limit_each_frame") or (limit if "in_patch_limit" in media else 4096)
-    pixels, merge = limit * patch**2, vision.sizes("merge_kernel_size", (2, 2))[0]
+    pixels, merge = limit * patch**2, vision.sizes("merge_kernel_size", (2, 2), count=2)[0]
     return DynamicPatches(
         patch_size=patch,
         merge_size=merge,

@@ -103,7 +103,7 @@ def interns1_vit(vision: ConfigView, prefix: str, layers: int) -> list[Module]:
     """InternS1VisionModel (InternVL in transformers' format): attention is plain nn.Linear, whole on each rank; the
     encoder gets no quantization config."""
     width = vision.size("hidden_size")
-    image, patch = vision.sizes("image_size"), vision.sizes("patch_size")
+    image, patch = vision.sizes("image_size", count=2), vision.sizes("patch_size", count=2)
     patches = (image[0] // patch[0]) * (image[1] // patch[1])
     layer_norm = _is_layer_norm(vision)
     modules: list[Module] = [Parameter(name=f"{prefix}.embeddings.cls_token", shape=(1, 1, width))]
