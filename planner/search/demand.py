@@ -104,6 +104,7 @@ class Demands:
             needed_blocks=int(demand.blocks.needed(demand.requests, _one(tokens))[0]) + 1,
             max_num_seqs=demand.requests,
             max_num_batched_tokens=demand.least_tokens,
+            media_tokens=self.mix.media_tokens,
             held=replicas * min(int(demand.blocks.held(_one(blocks), _one(tokens))[0]), seqs),
         )
 

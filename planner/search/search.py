@@ -51,6 +51,9 @@ def search(model: ModelSpec, gpus: GpuPool, options: SearchOptions, vllm_version
     plans.sort(key=lambda item: item[0])
     if model.is_moe and any(plan.args.data_parallel_size > 1 for _, plan in plans[: options.max_plans]):
         notes += (_UNMEASURED,)
+    if plans and plans[0][1].gpus > gpus.count:
+        machines = -(-plans[0][1].gpus // gpus.count)
+        notes += (f"plan 1 takes {machines} machines: --launch-form multinode writes the command of each",)
     if plans and plans[0][1].demand is not None and options.workload.mix is not None:
         from planner.search.demand import demand_notes
 

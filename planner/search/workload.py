@@ -55,7 +55,8 @@ class PlanDemand(Value):
     `concurrency`: requests at once; where it follows from a rate, `concurrency_interval` is what a faster and a slower
     engine would have, and the slower counts. `needed_kv_tokens`: at the percentile, in whole blocks, a shared prefix
     counted for each request; `mean_kv_tokens`: mean times count. `needed_blocks`, `max_num_seqs` and
-    `max_num_batched_tokens`: the least of one engine. `held`: requests of the mix that the plan's cache holds.
+    `max_num_batched_tokens`: the least of one engine. `media_tokens`: of one request's images and videos. `held`:
+    requests of the mix that the plan's cache holds.
     """
 
     concurrency: int
@@ -68,4 +69,5 @@ class PlanDemand(Value):
     needed_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    media_tokens: int = 0
     held: int = 0

@@ -99,8 +99,9 @@ def test_a_lighter_load_is_never_harder(memory, load, more, tail):
 
 @pytest.mark.parametrize("cards", ["l4:2", "l4:4", "l4:2x2"])
 def test_replicas_fill_the_cards(cards):
-    plans = found(f"{cards}@6GiB", SearchOptions(objective="concurrency", **EAGER)).plans
-    for plan in plans:
+    result = found(f"{cards}@6GiB", SearchOptions(objective="concurrency", **EAGER))
+    assert any("takes 2 machines" in note for note in result.notes) == cards.endswith("x2")
+    for plan in result.plans:
         assert plan.gpus == parse_gpus(cards).world_size
         assert plan.estimate.engine is not None
         assert plan.estimate.engine.data_parallel_size == plan.args.data_parallel_size
