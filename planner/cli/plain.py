@@ -39,7 +39,11 @@ def _processed(parameter: Any, ctx: Any, value: Any) -> Any:
 
 
 def _taken(parameter: Any, value: Any) -> Any:
-    wanted, asked = parameter.type_descriptor.annotation, parameter.type_descriptor.parameter_info
+    """What the parameter is to get, or _NOT_PLAIN (always where another release of typer describes types otherwise)."""
+    described = getattr(parameter, "type_descriptor", None)
+    wanted, asked = getattr(described, "annotation", None), getattr(described, "parameter_info", None)
+    if asked is None:
+        return _NOT_PLAIN
     if (asked.parser, asked.min, asked.max) != (None, None, None):
         return _NOT_PLAIN
     if value is None and not parameter.required:

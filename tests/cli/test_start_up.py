@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -89,6 +90,10 @@ def test_a_number_taken_as_it_is_is_the_one_typer_would_read(option, text):
         assert taken is _NOT_PLAIN
     else:
         assert taken is _NOT_PLAIN or (taken == expected and type(taken) is type(expected))
+
+
+def test_parameters_of_another_typer_are_left_to_it():
+    assert _taken(SimpleNamespace(required=False, multiple=False, nargs=1), "text") is _NOT_PLAIN
 
 
 def test_values_that_are_not_plain_reach_typer(vplan):
