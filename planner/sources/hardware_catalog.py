@@ -105,6 +105,17 @@ def normalized(name: str) -> str:
     return words
 
 
+_POSITIVE = (
+    "total_memory_bytes",
+    "nvidia_smi_mib",
+    "sm_count",
+    "memory_bandwidth_bytes_per_s",
+    "nvlink_bytes_per_s",
+    "max_power_watts",
+)
+_MAX_SIZE = 1 << 50
+
+
 def gpu_from_entry(document: Document) -> GpuSpec:
     """One catalog document as a GpuSpec. `total_memory_bytes` may be left out where `nvidia_smi_mib` is given."""
     entry = document.parse()
@@ -115,9 +126,14 @@ def gpu_from_entry(document: Document) -> GpuSpec:
     entry.setdefault("memory_evidence", "user")
     entry.setdefault("device_name", str(entry.get("name", "")))
     try:
-        return GpuSpec.checked(**entry)
+        spec = GpuSpec.checked(**entry)
     except (ValidationError, TypeError) as error:
         raise InputError(f"{document.where}, line {document.line}: {_problem(error)}") from None
+    for key in _POSITIVE:
+        size = getattr(spec, key)
+        if size is not None and not 0 < size < _MAX_SIZE:
+            raise InputError(f"{document.where}, line {document.line}: {key}: expected a size above 0, found {size}")
+    return spec
 
 
 def _problem(error: Exception) -> str:
