@@ -177,19 +177,64 @@ def _seeds(name: str) -> list[Any]:
 
 
 _FLAGS = (
-    "--tensor-parallel-size", "-tp", "--max-model-len", "--gpu-memory-utilization", "--kv-cache-dtype",
-    "--quantization", "--dtype", "--limit-mm-per-prompt", "--mm-processor-kwargs", "--max-num-seqs", "--enforce-eager", "--swap-space",
-    "--no-enable-prefix-caching", "--compilation-config", "--speculative-config", "--block-size", "--hf-overrides",
-    "--trust-remote-code", "--served-model-name", "--max-num-batched-tokens", "-O3", "--config", "--env", "--", "-",
-)  # fmt: skip
+    "--tensor-parallel-size",
+    "-tp",
+    "--max-model-len",
+    "--gpu-memory-utilization",
+    "--kv-cache-dtype",
+    "--quantization",
+    "--dtype",
+    "--limit-mm-per-prompt",
+    "--mm-processor-kwargs",
+    "--max-num-seqs",
+    "--enforce-eager",
+    "--swap-space",
+    "--no-enable-prefix-caching",
+    "--compilation-config",
+    "--speculative-config",
+    "--block-size",
+    "--hf-overrides",
+    "--trust-remote-code",
+    "--served-model-name",
+    "--max-num-batched-tokens",
+    "-O3",
+    "--config",
+    "--env",
+    "--",
+    "-",
+)
 _LAUNCHERS = (
-    "vllm serve", "python -m vllm.entrypoints.openai.api_server --model",
-    "docker run --gpus all vllm/vllm-openai --model",    "CUDA_VISIBLE_DEVICES=0,1 vllm serve", "xinference launch --model-name", "sudo -E env A=b vllm serve", "vllm", "",
-)  # fmt: skip
+    "vllm serve",
+    "python -m vllm.entrypoints.openai.api_server --model",
+    "docker run --gpus all vllm/vllm-openai --model",
+    "CUDA_VISIBLE_DEVICES=0,1 vllm serve",
+    "xinference launch --model-name",
+    "sudo -E env A=b vllm serve",
+    "vllm",
+    "",
+)
 _VALUES = (
-    "8", "0.9", "auto", "fp8", "awq", '{"image": 2}', "image=5", "-1", "1k", "16K", "1e9", "nan", "99999999999999999999",
-    "{", "Qwen/Qwen3-0.6B", "'a b'", "$(id)", "\\", "/m", "''",
-)  # fmt: skip
+    "8",
+    "0.9",
+    "auto",
+    "fp8",
+    "awq",
+    '{"image": 2}',
+    "image=5",
+    "-1",
+    "1k",
+    "16K",
+    "1e9",
+    "nan",
+    "99999999999999999999",
+    "{",
+    "Qwen/Qwen3-0.6B",
+    "'a b'",
+    "$(id)",
+    "\\",
+    "/m",
+    "''",
+)
 
 
 def _command(rng: random.Random) -> str:
