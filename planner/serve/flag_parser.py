@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -57,11 +58,7 @@ def parse_flags(arguments: Sequence[str], vllm_version: str) -> ParsedFlags:
     engine/arg_utils.py:288 _compute_kwargs.
     """
     flags = flags_for(vllm_version)
-    parser = _Parser(prog="vllm serve", add_help=False, argument_default=argparse.SUPPRESS)
-    parser.add_argument(MODEL_TAG, nargs="?")
-    for flag in flags:
-        _add(parser, flag)
-    namespace, rest = parser.parse_known_args(_merged(_dashed(_model_first(list(arguments)))))
+    namespace, rest = _parser_for(vllm_version).parse_known_args(_merged(_dashed(_model_first(list(arguments)))))
     found = vars(namespace)
     by_dest = {flag.dest: flag for flag in flags}
     given: list[GivenFlag] = []
@@ -81,6 +78,15 @@ def parse_flags(arguments: Sequence[str], vllm_version: str) -> ParsedFlags:
     if rest:
         problems.append(_unrecognized(rest))
     return ParsedFlags(found.get(MODEL_TAG), tuple(given), tuple(problems))
+
+
+@functools.lru_cache(maxsize=8)
+def _parser_for(vllm_version: str) -> _Parser:
+    parser = _Parser(prog="vllm serve", add_help=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument(MODEL_TAG, nargs="?")
+    for flag in flags_for(vllm_version):
+        _add(parser, flag)
+    return parser
 
 
 def _add(parser: argparse.ArgumentParser, flag: Flag) -> None:
