@@ -105,8 +105,13 @@ class Demands:
             max_num_seqs=demand.requests,
             max_num_batched_tokens=demand.least_tokens,
             media_tokens=self.mix.media_tokens,
-            held=replicas * min(int(demand.blocks.held(_one(blocks), _one(tokens))[0]), seqs),
+            held=replicas * min(self.held(deployment, blocks), seqs),
         )
+
+    def held(self, deployment: Deployment, blocks: int) -> int:
+        """Requests of the mix that one engine's cache of `blocks` holds at once, at the mix's percentile."""
+        tokens = deployment.config.max_num_batched_tokens
+        return int(self._blocks(deployment).held(_one(blocks), _one(tokens))[0])
 
     def _blocks(self, deployment: Deployment) -> Occupancy:
         config, pool = deployment.config, deployment.pool

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.engine.args import EngineArgs
 from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuPool
-from planner.memory.assess import Assessment
+from planner.memory.assess import Assessment, Deployment
 from planner.memory.kv_capacity import whole_requests
 from planner.model.spec import ModelSpec
+from planner.search.demand import Demands, with_request_room
 from planner.search.media import media_of, pixel_bounds
 from planner.search.pareto import cheapest, speed_of
 from planner.search.plan import Plan
@@ -23,7 +24,8 @@ from planner.values import Value
 class Change(Value):
     """One flag changed. `flag`: as it would be written; the differences are new minus old, None where vLLM refuses
     the changed flags (`refused` says why). `kv_cache_bytes` and `headroom_bytes` are of one card; `tokens` and
-    `requests` (of max_model_len at once) of all replicas; `tokens_per_s` is an estimate."""
+    `requests` (at once, of the workload's lengths, else of max_model_len) of all replicas; `tokens_per_s` is an
+    estimate."""
 
     flag: str
     refused: str | None = None
@@ -46,12 +48,33 @@ class _Figures:
     usd_per_hour: float | None
 
 
+@dataclass(slots=True)
+class _Loads:
+    """What a cache holds at once: requests of the workload's lengths, with the media as the flags shrink them."""
+
+    model: ModelSpec
+    options: SearchOptions
+    known: dict[str | None, Demands] = field(default_factory=dict)
+
+    def held(self, deployment: Deployment, blocks: int, args: EngineArgs) -> int:
+        """Of one engine."""
+        config = deployment.config
+        if self.options.workload.mix is None:
+            return int(whole_requests(deployment.pool, blocks, config.max_model_len, config.max_num_batched_tokens))
+        if args.mm_processor_kwargs not in self.known:
+            options = with_request_room(self.model, self.options.model_copy(update={"args": args}))
+            assert options.workload.mix is not None
+            self.known[args.mm_processor_kwargs] = Demands(options.workload.mix, options)
+        return self.known[args.mm_processor_kwargs].held(deployment, blocks)
+
+
 def sensitivity(
     model: ModelSpec, gpus: GpuPool, plan: Plan, options: SearchOptions, vllm_version: str
 ) -> tuple[Change, ...]:
     """Each flag one step up and down from the plan, assessed whole; those that free most of a card first."""
     variants = Variants(model, gpus, vllm_version, media_of(options))
-    before = _figures(plan.assessment, plan.args, gpus, options)
+    loads = _Loads(model, options)
+    before = _figures(plan.assessment, plan.args, gpus, loads)
     assert before is not None
     found = []
     for flag, update in _steps(model, gpus, plan, options):
@@ -61,7 +84,7 @@ def sensitivity(
         except UnsupportedError as unsupported:
             found.append(Change(flag=flag, refused=str(unsupported)))
             continue
-        found.append(_change(flag, assessment, args, before, gpus, options))
+        found.append(_change(flag, assessment, args, before, gpus, loads))
     return tuple(sorted(found, key=lambda change: (change.refused is not None, -_freed(change))))
 
 
@@ -70,9 +93,9 @@ def _freed(change: Change) -> int:
 
 
 def _change(
-    flag: str, assessment: Assessment, args: EngineArgs, before: _Figures, gpus: GpuPool, options: SearchOptions
+    flag: str, assessment: Assessment, args: EngineArgs, before: _Figures, gpus: GpuPool, loads: _Loads
 ) -> Change:
-    after = _figures(assessment, args, gpus, options)
+    after = _figures(assessment, args, gpus, loads)
     if after is None:
         rejection = assessment.estimate.rejection
         return Change(flag=flag, refused="" if rejection is None else rejection.message)
@@ -88,19 +111,17 @@ def _change(
         requests=after.requests - before.requests,
         tokens_per_s=None if None in speeds else (speeds[1] or 0.0) - (speeds[0] or 0.0),
         usd_per_hour=None if None in prices else (prices[1] or 0.0) - (prices[0] or 0.0),
-        within_margin=need * (1 + options.safety_margin) <= per_gpu.total_memory_bytes,
+        within_margin=need * (1 + loads.options.safety_margin) <= per_gpu.total_memory_bytes,
     )
 
 
-def _figures(assessment: Assessment, args: EngineArgs, gpus: GpuPool, options: SearchOptions) -> _Figures | None:
+def _figures(assessment: Assessment, args: EngineArgs, gpus: GpuPool, loads: _Loads) -> _Figures | None:
     estimate, deployment = assessment.estimate, assessment.deployment
     per_gpu, cache, config = estimate.per_gpu, estimate.kv_cache, assessment.config
     if not estimate.starts or per_gpu is None or cache is None or deployment is None or config is None:
         return None
     replicas = config.data_parallel_size
-    held = replicas * int(
-        whole_requests(deployment.pool, cache.num_gpu_blocks, config.max_model_len, config.max_num_batched_tokens)
-    )
+    held = replicas * loads.held(deployment, cache.num_gpu_blocks, args)
     price = cheapest(gpus.gpu)
     return _Figures(
         kv_cache_bytes=per_gpu.available_kv_cache_bytes,
@@ -109,7 +130,9 @@ def _figures(assessment: Assessment, args: EngineArgs, gpus: GpuPool, options: S
         - per_gpu.vision_encoder_runtime_peak_bytes,
         tokens=cache.capacity_tokens * replicas,
         requests=held,
-        tokens_per_s=speed_of(deployment, options).tokens_per_s(max(1, min(held, config.max_num_seqs * replicas))),
+        tokens_per_s=speed_of(deployment, loads.options).tokens_per_s(
+            max(1, min(held, config.max_num_seqs * replicas))
+        ),
         usd_per_hour=None if price is None else price * config.world_size,
     )
 
@@ -125,12 +148,12 @@ def _steps(
             value = round(engine.gpu_memory_utilization + step, 4)
             if 0 < value <= 1:
                 yield f"--gpu-memory-utilization {value:g}", {"gpu_memory_utilization": value}
-    for field, now, ladder in (
+    for name, now, ladder in (
         ("max_num_seqs", engine.max_num_seqs, SEQUENCES),
         ("max_num_batched_tokens", engine.max_num_batched_tokens, BATCHED_TOKENS),
     ):
         for value in (*[one for one in ladder if one < now][-1:], *[one for one in ladder if one > now][:1]):
-            yield f"--{field.replace('_', '-')} {value}", {field: value}
+            yield f"--{name.replace('_', '-')} {value}", {name: value}
     yield f"--max-model-len {engine.max_model_len // 2}", {"max_model_len": engine.max_model_len // 2}
     yield (
         ("(CUDA graphs)", {"enforce_eager": False})

@@ -15,6 +15,7 @@ from planner.search.demand import Demands, LayoutDemand
 from planner.search.occupancy import moments, occupancy, shared_prefix
 from planner.search.population import in_flight, longest, means, population, share_above
 from planner.search.search import search
+from planner.search.sensitivity import sensitivity
 from planner.search.space import SearchOptions, Workload
 from planner.search.workload import RequestMix, TokenLengths
 from planner.sources.gpu_pool import parse_gpus
@@ -200,3 +201,15 @@ def test_requests_longer_than_the_model_are_refused():
     result = search(deployment().model, parse_gpus("l4:1"), SearchOptions(workload=Workload(mix=long)), VERSION)
     assert result.plans == ()
     assert result.rejected[0].reason == "max_model_len"
+
+
+def test_a_flag_is_worth_requests_of_the_workload():
+    """Half the length frees nothing for requests that are short anyway."""
+    one, gpus = deployment(), parse_gpus("l4:1@6GiB")
+    options = SearchOptions(workload=Workload(concurrency=40, mix=mix()))
+    plan = search(one.model, gpus, options, VERSION).plans[0]
+    changes = {change.flag: change for change in sensitivity(one.model, gpus, plan, options, VERSION)}
+    length = plan.args.max_model_len
+    assert length is not None
+    assert changes[f"--max-model-len {length // 2}"].requests == 0
+    assert (changes["--kv-cache-dtype fp8"].requests or 0) > 40
