@@ -36,9 +36,21 @@ def _shown(notebook: dict[str, Any]) -> list[list[tuple[str, ...]]]:
 def test_notebook(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     work = tmp_path / "notebooks"
     shutil.copytree(FOLDER, work)
-    arguments = ["--nbmake", "--overwrite", name, "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", "."]
+    arguments = [
+        "--nbmake",
+        "--nbmake-timeout=900",
+        "--overwrite",
+        name,
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        ".",
+    ]
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, timeout=300, cwd=work
+        [sys.executable, "-m", "pytest", *arguments], capture_output=True, text=True, timeout=1200, cwd=work
     )
     assert result.returncode == 0, result.stdout[-3000:]
     run = _read(work / name)
