@@ -124,6 +124,7 @@ class DecoderLayer(Struct, frozen=True):
             "conv1d",
             "qkv_proj",
             "wq",
+            "kv_proj",
         }
         return _pair(
             [

@@ -154,6 +154,7 @@ ARCHITECTURES: dict[str, str] = {
     "MiniCPMV": "minicpm_v:minicpm_v",
     "MiniCPMV4_6ForConditionalGeneration": "minicpm_v4_6:minicpm_v4_6",
     "PaddleOCRVLForConditionalGeneration": "paddleocr_vl:paddleocr_vl",
+    "WhisperForConditionalGeneration": "whisper:whisper",
     "Qwen2AudioForConditionalGeneration": "audio:qwen2_audio",
     "Qwen2_5OmniModel": "audio:qwen2_5_omni",
     "Qwen2_5OmniForConditionalGeneration": "audio:qwen2_5_omni",

@@ -38,6 +38,24 @@ def test_one_rank_holds_the_published_parameters(identity: str) -> None:
     assert found.estimate.starts
 
 
+@pytest.mark.parametrize(
+    ("identity", "published", "attentions"),
+    [("openai/whisper-large-v3", 1_543_490_560, 96), ("openai/whisper-large-v3-turbo", 808_878_080, 40)],
+)
+def test_whisper_has_a_bias_on_its_keys_beside_the_published_parameters(
+    identity: str, published: int, attentions: int
+) -> None:
+    """vLLM's fused projections have one bias for queries, keys and values; the checkpoint has none for the keys."""
+    files = load_model_catalog().find(identity)
+    assert files is not None
+    model = build_model(files)
+    found = assess(model, parse_gpus("h200:1"), EngineArgs(), "0.26.0")
+    assert found.config is not None
+    held = sum(prod(tensor.shape) for tensor in shard(model, found.config, 0).created if tensor.role == "parameter")
+    assert held == published + attentions * model.text.hidden_size
+    assert found.estimate.starts
+
+
 def test_streams_and_embeddings_of_gemma_3n() -> None:
     """What E4B has beyond E2B: five layers with their per-layer embeddings, and twice the width of every MLP."""
     layers, narrow, wide, hidden, heads, keys, size = 30, 8192, 16384, 2048, 8, 2, 256

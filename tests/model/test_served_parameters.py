@@ -20,7 +20,7 @@ from planner.units import GIB
 
 TESTS = Path(__file__).parent.parent
 LENGTH, CACHE_BYTES = 2048, 40 * GIB
-"""Of every row: --max-model-len, and what the cache gets of each GPU."""
+"""Of every row: --max-model-len where the model allows so much, and what the cache gets of each GPU."""
 
 
 @cache
@@ -41,14 +41,15 @@ def model_of(name: str) -> ModelSpec:
 
 def assessed(row: dict[str, str]) -> Assessment:
     tp, pp = int(row["tp"]), int(row["pp"])
+    model = model_of(row["config"].removeprefix("served/"))
     args = EngineArgs(
         tensor_parallel_size=tp,
         pipeline_parallel_size=pp,
-        max_model_len=LENGTH,
+        max_model_len=min(LENGTH, model.derived_max_model_len),
         kv_cache_memory_bytes=CACHE_BYTES,
         trust_remote_code=True,
     )
-    return assess(model_of(row["config"].removeprefix("served/")), parse_gpus(f"h200:{tp * pp}"), args, "0.26.0")
+    return assess(model, parse_gpus(f"h200:{tp * pp}"), args, "0.26.0")
 
 
 @pytest.mark.parametrize("row", golden(), ids=lambda row: f"{row['config']}-tp{row['tp']}pp{row['pp']}r{row['rank']}")
