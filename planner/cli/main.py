@@ -7,6 +7,7 @@ import os
 import sys
 
 from planner.errors import PlannerError
+from planner.foreign import is_secret, redacted, visible
 
 _COLLECT_EVERY = 200_000
 _STARTS_PROGRAMS = ("verify", "calibrate")
@@ -58,6 +59,7 @@ def main(argv: list[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    secrets = (value for name, value in os.environ.items() if is_secret(name))
+    line = visible(" ".join(redacted(message, secrets).split()))
     print(f"vplan: {line}", file=sys.stderr)
     return code

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from planner.errors import InputError, OutsideError
+from planner.foreign import visible
 
 FORMATS = ("text", "json", "csv", "markdown")
 
@@ -44,10 +45,10 @@ def check_format(chosen: str, allowed: tuple[str, ...] = FORMATS) -> str:
 
 
 def write(text: str, output: str | None) -> None:
-    """The answer, ending in one newline."""
+    """The answer, ending in one newline. On standard output nothing in it but colours is an order to a terminal."""
     text = text.rstrip("\n") + "\n"
     if output is None:
-        sys.stdout.write(text)
+        sys.stdout.write(visible(text, color=wants_color(output)))
         sys.stdout.flush()
         return
     try:

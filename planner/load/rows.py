@@ -8,6 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from planner.errors import InputError
+from planner.foreign import table_cell
 
 COLUMNS = (
     "number", "kind", "sent_at", "status", "text_tokens", "width", "height", "pieces", "prompt_tokens",
@@ -38,7 +39,10 @@ class Outcome(Struct, frozen=True):
 
 def cells(outcome: Outcome) -> list[str]:
     values = [getattr(outcome, name) for name in COLUMNS]
-    return ["" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value) for value in values]
+    return [
+        "" if value is None else f"{value:.6f}" if isinstance(value, float) else table_cell(str(value))
+        for value in values
+    ]
 
 
 def read_rows(file: Path) -> list[Outcome]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from planner.errors import InputError
+from planner.foreign import table_cell
 from planner.monitor.sample import Sample
 
 _SERVER = (
@@ -89,13 +91,17 @@ class CsvLog(AppendedCsv):
 
 def _row(sample: Sample) -> list[str]:
     server = sample.server
-    cells: list[object] = [f"{sample.time:.3f}", server.model, *(getattr(server, name) for name in _SERVER)]
+    cells: list[object] = [
+        f"{sample.time:.3f}",
+        table_cell(server.model or ""),
+        *(getattr(server, name) for name in _SERVER),
+    ]
     cells += [sample.prompt_tokens_per_s, sample.generation_tokens_per_s, sample.new_preemptions, int(sample.restarted)]
     for field in ("used_bytes", "total_bytes", "utilization_percent"):
         cells.append(
             " ".join("-" if getattr(card, field) is None else str(getattr(card, field)) for card in sample.cards)
         )
-    cells.append("; ".join(sample.warnings))
+    cells.append(table_cell("; ".join(sample.warnings)))
     return [
         "" if cell is None else f"{cell:.6g}" if isinstance(cell, float) and abs(cell) < 1e6 else str(cell)
         for cell in cells
@@ -104,5 +110,5 @@ def _row(sample: Sample) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow([" ".join(cell.split("\n")) for cell in cells])
+    csv.writer(buffer, lineterminator="\n").writerow([re.sub(r"[\r\n]", " ", cell) for cell in cells])
     return buffer.getvalue()

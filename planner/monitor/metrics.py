@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from planner.errors import OutsideError
+from planner.foreign import visible
 from planner.monitor.sample import ServerLook
 
 _SUMS: dict[str, tuple[str, ...]] = {
@@ -25,6 +26,7 @@ _SUMS: dict[str, tuple[str, ...]] = {
     "requests_finished": ("vllm:request_success_total",),
 }
 _CACHE_USAGE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
+_LONGEST_NAME = 300
 _Series = dict[str, list[tuple[dict[str, str], float]]]
 
 
@@ -60,7 +62,7 @@ def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 
 
 def _short(text: str) -> str:
-    return re.sub(r"\s+", " ", text)[:80]
+    return visible(re.sub(r"\s+", " ", text))[:80]
 
 
 def _sum(series: _Series, names: tuple[str, ...]) -> float | None:
@@ -71,7 +73,7 @@ def _sum(series: _Series, names: tuple[str, ...]) -> float | None:
 def _model(series: _Series) -> str | None:
     for name, entries in series.items():
         if name.startswith("vllm:") and entries[0][0].get("model_name"):
-            return entries[0][0]["model_name"]
+            return visible(entries[0][0]["model_name"][:_LONGEST_NAME])
     return None
 
 

@@ -6,6 +6,7 @@ import time
 from urllib.parse import urlsplit
 
 from planner.errors import InputError, OutsideError
+from planner.foreign import redacted, visible
 from planner.monitor.metrics import read_metrics
 from planner.monitor.sample import ServerLook
 
@@ -52,7 +53,8 @@ class Server:
         except OutsideError as error:
             return ServerLook(problem=str(error))
         except self._errors as error:
-            return ServerLook(problem=f"no answer from {self.url}: {type(error).__name__} {error}".strip()[:200])
+            problem = f"no answer from {redacted(self.url)}: {type(error).__name__} {visible(redacted(str(error)))}"
+            return ServerLook(problem=problem.strip()[:200])
 
     def _text(self) -> str:
         """The body. The whole answer has to be there within the timeout, however slowly it drips."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from planner.report.tables import escaped
+from planner.report.tables import code_block, escaped
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _CSS = """
@@ -78,7 +78,7 @@ def markdown(document: Document) -> str:
         if section.items:
             lines += ["", *(f"- {escaped(item)}" for item in section.items)]
         if section.code:
-            lines += ["", *(f"    {line}" for line in section.code.splitlines())]
+            lines += ["", *code_block(section.code)]
         if section.grid:
             lines += ["", *markdown_grid(section.grid)]
     return "\n".join(lines) + "\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from io import StringIO
 
+from planner.foreign import table_cell, visible
 from planner.memory.result import Estimate
 from planner.report.fit import Launch
 from planner.report.terms import DEVICE_TERMS, ENGINE_TERMS
@@ -69,8 +71,8 @@ def csv_text(rows: Sequence[dict[str, Cell]]) -> str:
 
 
 def _cell(value: Cell) -> Cell:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + value
+    if isinstance(value, str):
+        return table_cell(value)
     return "" if value is None else value
 
 
@@ -112,13 +114,20 @@ def fit_markdown(heading: str, result: SearchResult, launches: Sequence[Launch])
             f"| {cache.capacity_tokens:,} | {format_gib(plan.headroom_bytes)} |"
         )
     for rank, launch in enumerate(launches, 1):
-        lines += ["", f"Plan {rank}:", "", *(f"    {line}" for line in launch.command.splitlines())]
+        lines += ["", f"Plan {rank}:", "", *code_block(launch.command)]
     lines += ["", "| removed by | candidates | |", "| --- | ---: | --- |"]
     lines += [f"| {item.reason} | {item.count:,} | {escaped(item.example.message)} |" for item in result.rejected]
     return "\n".join(lines)
 
 
+def code_block(text: str) -> list[str]:
+    """The lines of a fenced block: its fence is longer than any run of backticks in the text, so nothing ends it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}text", *text.split("\n"), fence]
+
+
 def escaped(text: str) -> str:
     """Text that stays text in Markdown: one line, no markup, no table breaks."""
-    flat = " ".join(text.split())
-    return "".join("\\" + char if char in "\\`*_{}[]<>|#!" else char for char in flat)
+    flat = visible(" ".join(text.split()))
+    return "".join("\\" + char if char in "\\`*_{}[]<>|#!&~" else char for char in flat)

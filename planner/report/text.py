@@ -17,7 +17,9 @@ _BAR_CELLS = 60
 
 
 def console_for(text: StringIO, *, color: bool, width: int = 100) -> Console:
-    return Console(file=text, width=width, force_terminal=color, no_color=not color, highlight=False, soft_wrap=False)
+    return Console(
+        file=text, width=width, force_terminal=color, no_color=not color, highlight=False, markup=False, emoji=False
+    )
 
 
 def estimate_text(estimate: Estimate, command: str, *, color: bool = False) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
+from planner.foreign import check_variable_names, check_words
 
 _PASSED_ON: tuple[tuple[str, str], ...] = (
     ("quantization", "--quantization"),
@@ -100,6 +101,11 @@ def format_ratio(value: float) -> str:
 
 
 def shell_command(argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """One shell line: `shlex.split` of it is the NAME=VALUE assignments followed by argv."""
+    """One shell line: `shlex.split` of it is the NAME=VALUE assignments followed by argv.
+
+    InputError for a name that is none of a variable, and for words that no command can carry.
+    """
+    check_variable_names(env)
+    check_words((*env.values(), *argv))
     assignments = [f"{name}={shlex.quote(value)}" for name, value in env.items()]
     return " ".join([*assignments, shlex.join(argv)])

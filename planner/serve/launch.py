@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from planner.engine.config import EngineConfig
 from planner.errors import InputError, UnsupportedError
+from planner.foreign import check_variable_names, check_words
 from planner.hardware.spec import GpuPool
 from planner.values import Value
 
@@ -92,7 +93,8 @@ class LaunchPlan(Value):
     @property
     def port(self) -> int:
         text = self.option("--port")
-        return int(text) if text and text.isdecimal() else PORT
+        port = int(text) if text and text.isdecimal() and len(text) <= 5 else PORT
+        return port if 0 < port < 1 << 16 else PORT
 
 
 def launch_plan(
@@ -119,7 +121,8 @@ def launch_plan(
 def render(form: str, plan: LaunchPlan) -> str:
     """The plan as text of one of FORMS, ready to paste or save; it ends without a newline.
 
-    Raises InputError for an unknown form, UnsupportedError where the form cannot carry the plan.
+    Raises InputError for an unknown form and for words that no command can carry (NUL, control characters),
+    UnsupportedError where the form cannot carry the plan.
     """
     if form not in FORMS:
         raise InputError(f"unknown launch form {form!r} (choose from {', '.join(FORMS)})")
@@ -127,6 +130,8 @@ def render(form: str, plan: LaunchPlan) -> str:
         raise UnsupportedError(
             form, f"the {form} form starts one machine; this plan takes {plan.nodes} (use multinode)"
         )
+    check_variable_names(name for name, _ in plan.env)
+    check_words((*plan.argv, *(value for _, value in plan.env), plan.vllm_version))
     return _renderer(form)(plan).rstrip("\n")
 
 

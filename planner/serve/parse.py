@@ -9,6 +9,7 @@ from typing import Any
 
 from planner.engine.args import EngineArgs
 from planner.errors import InputError, UnsupportedError
+from planner.foreign import is_secret
 from planner.releases.known import DEFAULT_VERSION
 from planner.releases.removed_flags import REMOVED_VARIABLES
 from planner.serve.flag_parser import GivenFlag, ParsedFlags, parse_flags
@@ -89,6 +90,8 @@ def parse_command(text: str, vllm_version: str | None = None) -> ParsedCommand:
     _refuse_unresolved(script.unresolved, model, *map(str, planned.values()))
     env, warnings = _environment(launch, script.unresolved)
     kept = sorted(item for item in script.unresolved if any(item in word for word in extra))
+    if any(given.flag.dest == "hf_token" for given in flags.given):
+        warnings.append("--hf-token is left out: no secret goes into answers; set HF_TOKEN where the command runs")
     warnings += [f"{item} is kept as written: it is not expanded here" for item in kept]
     return ParsedCommand(
         launcher=launch.launcher,
@@ -125,7 +128,7 @@ def _sorted_out(flags: ParsedFlags) -> tuple[dict[str, Any], list[str]]:
     speculative: dict[str, GivenFlag] = {}
     for given in flags.given:
         dest = given.flag.dest
-        if dest == "model":
+        if dest in ("model", "hf_token"):
             continue
         if dest == "config":
             raise UnsupportedError(
@@ -184,6 +187,9 @@ def _environment(launch: Launch, unresolved: frozenset[str]) -> tuple[list[tuple
     env: list[tuple[str, str]] = []
     warnings: list[str] = []
     for name, value in launch.env:
+        if is_secret(name):
+            warnings.append(f"{name} is left out: no secret goes into answers; set it where the command runs")
+            continue
         hidden = next((item for item in unresolved if item in value), None)
         if hidden and name.startswith("VLLM_"):
             raise InputError(f"--command: {name} depends on {hidden}; write its value")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from planner.errors import InputError, OutsideError
+from planner.foreign import is_secret, redacted, visible
 from planner.model.spec import ModelFiles
 from planner.sources.json_file import MAX_JSON_BYTES, decode, parse_json_object
 from planner.sources.model_folder import CONFIG, INDEX, SIDE_FILES, assemble, index_bytes, reads_headers
@@ -53,10 +54,9 @@ def fetch_model(repository: str, source: Literal["hf", "modelscope"], *, hint: s
 
 def check_endpoint(url: str) -> None:
     """Refuse an endpoint that is not https; http is let through to this machine itself."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+    if _is_safe(url):
         return
-    raise InputError(f"HF_ENDPOINT {url!r}: only https endpoints are used")
+    raise InputError(f"HF_ENDPOINT {redacted(url)!r}: only https endpoints are used")
 
 
 def _hugging_face(repository: str, hint: str) -> Fetch:
@@ -75,6 +75,8 @@ def _hugging_face(repository: str, hint: str) -> Fetch:
 
     def fetch(file: str, limit_bytes: int) -> str | None:
         try:
+            if not cache_only:
+                _refuse_download(repository, file, limit_bytes)
             path = huggingface_hub.hf_hub_download(repository, file, local_files_only=cache_only)
             with open(path, "rb") as content:
                 return decode(content.read(limit_bytes + 1), f"{repository} {file}", limit_bytes=limit_bytes)
@@ -90,6 +92,27 @@ def _hugging_face(repository: str, hint: str) -> Fetch:
             raise OutsideError(f"{repository}: {_one_line(error)}") from None
 
     return fetch
+
+
+def _refuse_download(repository: str, file: str, limit_bytes: int) -> None:
+    """OutsideError before anything is fetched that is too large, or to which the hub sends over an address that is not
+    https. What else goes wrong here is left to the download to say."""
+    import huggingface_hub
+
+    try:
+        metadata = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file))
+    except Exception:
+        return
+    if metadata.size is not None and metadata.size > limit_bytes:
+        raise OutsideError(f"{file} has {metadata.size:,} bytes, more than {limit_bytes >> 20} MiB; it is not fetched")
+    if not _is_safe(metadata.location):
+        raise OutsideError(f"{file} is redirected to an address that is not https")
+
+
+def _is_safe(url: str) -> bool:
+    """https, or http to this machine itself."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)
 
 
 def _has_address(endpoint: str) -> bool:
@@ -147,5 +170,6 @@ def _modelscope(repository: str) -> Fetch:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    secrets = (value for name, value in os.environ.items() if is_secret(name))
+    text = visible(" ".join(redacted(str(error), secrets).split()))
     return (text or type(error).__name__)[:300]

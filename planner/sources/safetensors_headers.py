@@ -12,6 +12,8 @@ from planner.errors import InputError
 from planner.sources.json_file import decode, parse_json_object
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_FILE_BYTES = 1 << 45
+"""No file of a checkpoint is larger: the offsets of a larger one are not believed."""
 _LENGTH_BYTES = 8
 _UNQUANTIZED = frozenset({"F16", "BF16", "F32"})
 
@@ -41,7 +43,7 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def summarize_folder(folder: Path) -> CheckpointTensors | None:
     """All *.safetensors files of a folder together, as vLLM reads them; None when there is none."""
-    paths = sorted(folder.glob("*.safetensors"))
+    paths = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if not paths:
         return None
     return summarize((name, str(path), entry) for path in paths for name, entry in read_header(path).items())
@@ -70,6 +72,6 @@ def summarize(tensors: Iterable[tuple[str, str, Any]]) -> CheckpointTensors:
 
 def _entry(name: str, where: str, entry: Any) -> tuple[str, int]:
     match entry:
-        case {"dtype": str(dtype), "data_offsets": [int(begin), int(end)]} if 0 <= begin <= end:
+        case {"dtype": str(dtype), "data_offsets": [int(begin), int(end)]} if 0 <= begin <= end <= MAX_FILE_BYTES:
             return dtype, end - begin
     raise InputError(f"{where}: the header's entry of {name!r} is not a safetensors tensor")

@@ -23,7 +23,7 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _StrictLoader(_SafeLoader):  # type: ignore[misc]
-    """Safe YAML in which a repeated key is an error and a date stays text."""
+    """Safe YAML in which a key is a plain scalar and not repeated, and a date stays text."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
@@ -33,6 +33,8 @@ class _StrictLoader(_SafeLoader):  # type: ignore[misc]
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain value", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is repeated", key.start_mark
@@ -66,6 +68,8 @@ class Document(Struct, frozen=True):
             loaded = yaml.load(self.text, Loader=_StrictLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise InputError(f"{self.where}: {self._explain(error)}") from None
+        if _repeats(loaded):
+            raise InputError(f"{self.where}, line {self.line}: an alias (*name) of a list or mapping is not taken")
         if not isinstance(loaded, dict):
             raise InputError(f"{self.where}, line {self.line}: expected an entry of `key: value` lines")
         return loaded
@@ -75,6 +79,21 @@ class Document(Struct, frozen=True):
         problem = getattr(error, "problem", None) or str(error) or type(error).__name__
         line = self.line + mark.line if mark is not None else self.line
         return f"line {line}: {' '.join(str(problem).split())}"
+
+
+def _repeats(loaded: object) -> bool:
+    """Whether one list or mapping stands in two places: a few lines of aliases can make billions of values."""
+    seen: set[int] = set()
+    waiting = [loaded]
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, (dict, list)):
+            continue
+        if id(value) in seen:
+            return True
+        seen.add(id(value))
+        waiting += value.values() if isinstance(value, dict) else value
+    return False
 
 
 def split_documents(text: str, where: str) -> Iterator[Document]:
