@@ -77,11 +77,17 @@ def _queries(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings) -> Ite
     projection = next((module for module in model.modules if isinstance(module, MLAProjection)), None)
     forced_version = _forced_flash_attn_version(model, gpu)
     seen: set[tuple[AttentionQuery, bool]] = set()
+    alike: set[tuple[object, ...]] = set()
     for layer in model.modules:
         if not isinstance(layer, Attention) or layer.component != "language_model" or layer.kind == "encoder_only":
             continue
         is_mla = layer.kind == "mla_attention"
         skipped = isinstance(layer.placement, int) and layer.placement in settings.skip_layers
+        sizes = (layer.head_size, layer.head_size_v, layer.num_heads, layer.num_kv_heads)
+        kind = (layer.kind, layer.has_sinks, skipped, *sizes)
+        if kind in alike:
+            continue
+        alike.add(kind)
         query = AttentionQuery(
             head_size=layer.head_size,
             dtype=settings.dtype,
