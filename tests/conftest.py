@@ -20,12 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def vplan() -> Callable[..., subprocess.CompletedProcess[str]]:
+def vplan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `vplan ARGS` as a process of its own, away from the user's configuration and the network."""
+
+    mine = str(tmp_path_factory.mktemp("config"))
 
     def run(*args: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("VPLAN", "HF_"))}
-        clean |= {"XDG_CONFIG_HOME": "/nonexistent", "HF_HUB_OFFLINE": "1", **(env or {})}
+        clean |= {"XDG_CONFIG_HOME": mine, "HF_HUB_OFFLINE": "1", **(env or {})}
         return subprocess.run(
             [sys.executable, "-m", "planner", *args],
             capture_output=True,

@@ -18,7 +18,7 @@ VL_72B_AWQ = str(CONFIGS / "Qwen2.5-VL-72B-Instruct-AWQ-padded")
 @pytest.fixture
 def answered(capsys, monkeypatch):
     """One command line in this process: exit code and the JSON it prints."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null/none")
 
     def run(*arguments):
         code = main([*arguments, "--format", "json"])

@@ -79,7 +79,7 @@ def fake_nvml(cards, *, peer=True, nvlink=False):
 
 @pytest.fixture
 def probed(monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null/none")
 
     def run(module, *arguments):
         monkeypatch.setitem(sys.modules, "pynvml", module)

@@ -47,7 +47,7 @@ def modules_after(program: str) -> set[str]:
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "XDG_CONFIG_HOME": "/nonexistent"},
+        env={**os.environ, "XDG_CONFIG_HOME": "/dev/null/none"},
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -102,7 +102,7 @@ def test_another_process_writes_the_same_bytes(words: list[str], tmp_path: Path)
         folder = tmp_path / seed
         folder.mkdir()
         env = {**os.environ, "PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": "C.UTF-8" if seed == "1" else "C"}
-        env |= {"XDG_CONFIG_HOME": "/nonexistent"}
+        env |= {"XDG_CONFIG_HOME": "/dev/null/none"}
         done = subprocess.run(
             [sys.executable, "-m", "planner", *words, "--output-dir", "out"],
             capture_output=True, text=True, cwd=folder, env={**env, "PYTHONPATH": str(ROOT)}, timeout=120,
