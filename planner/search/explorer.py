@@ -14,7 +14,7 @@ from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.model.spec import ModelSpec
 from planner.search.costs import Costs, size_costs
-from planner.search.grid import VERDICTS, Grid, candidates_of_a_pair, evaluate, size_pairs
+from planner.search.grid import VERDICTS, Bools, Grid, candidates_of_a_pair, evaluate, size_pairs
 from planner.search.layouts import layout
 from planner.search.media import media_of, served_pairs
 from planner.search.space import SearchOptions
@@ -60,6 +60,14 @@ class Candidates:
         """Cards that each of them takes."""
         args = self.args
         return args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
+
+    def enough_seqs(self, options: SearchOptions) -> Bools:
+        """[sizes], whether max_num_seqs lets the stated requests run at once; the most that is tried is enough."""
+        wanted = options.workload.concurrency
+        if wanted is None or "max_num_seqs" in options.given:
+            return np.ones(len(self.grid.seqs), dtype=np.bool_)
+        least: Bools = self.grid.seqs >= min(-(-wanted // self.replicas), int(self.grid.seqs.max()))
+        return least
 
 
 @dataclass(slots=True)

@@ -108,15 +108,18 @@ def _smaller_images(model: ModelSpec, options: SearchOptions, best: _Best) -> It
 
 
 def _fewer_requests(options: SearchOptions, best: _Best) -> Iterator[NearMiss]:
-    """The most requests at once that fit, by halving the interval."""
-    if options.workload.request_rate is not None:
+    """The most requests at once that fit: doubled from one until they do not, then by halving the interval."""
+    wanted = wanted_concurrency(options)
+    if options.workload.request_rate is not None or wanted < 2:
         return
-    low, high = 0, wanted_concurrency(options)
+    low, high, step = 0, wanted, 1
     plan: Plan | None = None
     while high - low > 1:
-        middle = (low + high) // 2
-        tried = best(_loaded(options, concurrency=middle))
-        low, high, plan = (low, middle, plan) if tried is None else (middle, high, tried)
+        tried = best(_loaded(options, concurrency=step))
+        low, high, plan = (low, step, plan) if tried is None else (step, high, tried)
+        step = min(2 * low, (low + high) // 2) if high == wanted else (low + high) // 2
+        if not low:
+            break
     if plan is not None:
         yield NearMiss("fewer requests at once", "1 request at once" if low == 1 else f"{low} requests at once", plan)
 

@@ -264,10 +264,11 @@ def _hopes(explorer: Explorer, candidates: Candidates, accuracy: int) -> Iterato
     headroom = total - np.ceil(grid.needed_device_bytes / (1.0 + explorer.options.safety_margin))
     best_requests, best_headroom = np.array([], dtype=np.int64), np.array([])
     chosen = set(front_lengths(grid.lengths).tolist())
+    enough = candidates.enough_seqs(explorer.options)[:, None]
     for index in range(len(grid.lengths) - 1, -1, -1):
         if int(grid.lengths[index]) not in chosen:
             continue
-        rows, columns = np.nonzero(grid.verdicts[:, :, index] == 0)
+        rows, columns = np.nonzero((grid.verdicts[:, :, index] == 0) & enough)
         if not len(rows):
             continue
         requests = _requests(candidates, index)[rows, columns]

@@ -177,6 +177,7 @@ def _best(candidates: Candidates, options: SearchOptions) -> list[tuple[int, int
     floor = int(grid.lengths[0])
     tokens = grid.blocks.astype(np.float64)
     holds = longest >= (fixed if len(grid.lengths) == 1 else floor)
+    holds &= candidates.enough_seqs(options)[:, None]
     if options.objective == "context" or options.objective == "balanced":
         value = np.log2(np.maximum(longest, 1))
         value = value + np.where(longest >= fixed, 0.25 * np.log2(np.maximum(tokens, 1)), 0.0)

@@ -73,6 +73,8 @@ def every_point(model: ModelSpec, gpus: GpuPool, options: SearchOptions) -> list
         wanted = -(-(options.workload.concurrency or 1) // dp)
         if need * (1 + options.safety_margin) > per_gpu.total_memory_bytes or held < wanted:
             continue
+        if seqs < min(wanted, max(grid.SEQUENCES)):
+            continue
         plan = Plan(args, one, held * dp, per_gpu.total_memory_bytes - need)
         found.append(point_of(plan, speed_of(one.deployment, options), 0))
     return found

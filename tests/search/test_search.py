@@ -103,6 +103,15 @@ def test_the_concurrency_objective_serves_more_at_once():
     assert concurrency.args.max_model_len < context.args.max_model_len
 
 
+@pytest.mark.parametrize(("wanted", "least"), [(12, 12), (100, 100), (3000, 1024)])
+def test_stated_requests_may_all_run(wanted, least):
+    options = SearchOptions(args=EngineArgs(max_model_len=512), given=("max_model_len",),
+                            workload=Workload(concurrency=wanted))  # fmt: skip
+    plans = search(tiny(), pool("20GiB"), options, VERSION).plans
+    assert plans
+    assert all((plan.args.max_num_seqs or 0) >= least for plan in plans)
+
+
 def test_fp8_cache_never_comes_before_the_models_own():
     dtypes = [plan.args.kv_cache_dtype for plan in search(tiny(), pool("4GiB", 2), SearchOptions(), VERSION).plans]
     assert dtypes == sorted(dtypes, key=["auto", "fp8"].index)
