@@ -14,8 +14,9 @@ from planner.memory.kv_pool import KVPool, StagePool
 from planner.memory.ledger import also_counted_bytes, counted_peak_bytes
 from planner.memory.multimodal.encoder import profiles_encoder
 from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
+from planner.memory.once import once
 from planner.model.spec import ModelSpec
-from planner.sharding.rank import RankShare
+from planner.sharding.rank import RankShare, Tensor
 
 
 class RuntimeTerms(Struct, frozen=True, kw_only=True):
@@ -116,9 +117,26 @@ def kv_tensor_bytes(stage: StagePool, blocks: int) -> list[int]:
 
 def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
     """The model with no more than two layers of each kind: its runs allocate, free and peak as the whole model's do,
-    because every further layer of a kind finds the blocks of the one before it."""
+    because every further layer of a kind finds the blocks of the one before it. Shares of the same weights have the
+    same thin share, which names no caches."""
+    sizes = share.tp_rank, share.pp_rank, share.tensor_parallel_size, share.pipeline_parallel_size
+    return _thin(model, share.layers, share.created, share.loaded, share.adapters, *sizes)
+
+
+@once
+def _thin(
+    model: ModelSpec,
+    layers: range | tuple[int, ...],
+    created: tuple[Tensor, ...],
+    loaded: tuple[Tensor, ...],
+    adapters: tuple[Tensor, ...],
+    tp_rank: int,
+    pp_rank: int,
+    tp: int,
+    pp: int,
+) -> tuple[ModelSpec, RankShare]:
     kinds: dict[int, list[tuple[object, ...]]] = {}
-    for tensor in share.created:
+    for tensor in created:
         if tensor.layer is not None:
             kinds.setdefault(tensor.layer, []).append((tensor.name, tensor.shape, tensor.dtype))
     seen: dict[tuple[object, ...], int] = {}
@@ -131,12 +149,11 @@ def thin(model: ModelSpec, share: RankShare) -> tuple[ModelSpec, RankShare]:
     return (
         replace(model, modules=tuple(item for item in model.modules if item.placement not in dropped)),
         RankShare(
-            tp_rank=share.tp_rank, pp_rank=share.pp_rank, tensor_parallel_size=share.tensor_parallel_size,
-            pipeline_parallel_size=share.pipeline_parallel_size,
-            layers=tuple(layer for layer in share.layers if layer not in dropped),
-            created=tuple(tensor for tensor in share.created if tensor.layer not in dropped),
-            loaded=tuple(tensor for tensor in share.loaded if tensor.layer not in dropped),
-            kv_layers=share.kv_layers,
-            adapters=tuple(tensor for tensor in share.adapters if tensor.layer not in dropped),
+            tp_rank=tp_rank, pp_rank=pp_rank, tensor_parallel_size=tp, pipeline_parallel_size=pp,
+            layers=tuple(layer for layer in layers if layer not in dropped),
+            created=tuple(tensor for tensor in created if tensor.layer not in dropped),
+            loaded=tuple(tensor for tensor in loaded if tensor.layer not in dropped),
+            kv_layers=(),
+            adapters=tuple(tensor for tensor in adapters if tensor.layer not in dropped),
         ),
     )  # fmt: skip

@@ -72,9 +72,10 @@ def engine_load(deployment: Deployment) -> EngineLoad:
             of_experts = tensor.module in experts
             read = tensor.role == "parameter" or (of_experts and tensor.role == "workspace")
             if read and tensor.component == "language_model" and tensor.module not in looked_up:
-                sizes[of_experts] += tensor.size_bytes
+                size = tensor.size_bytes
+                sizes[of_experts] += size
                 if not of_experts:
-                    stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.size_bytes
+                    stored[tensor.dtype] = stored.get(tensor.dtype, 0) + size
         if sum(sizes) > dense + routed:
             dense, routed = sizes
     body, head, routed_body = _operations(model)
