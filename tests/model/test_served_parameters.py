@@ -72,3 +72,16 @@ def test_rank_equals_the_class(row: dict[str, str]) -> None:
 
 def test_every_config_has_rows() -> None:
     assert {f"served/{name}" for name in configs()} == {row["config"] for row in golden()}
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("ernie45vl", "'PPMissingLayer' object has no attribute 'weight'"),
+        ("step3vl", "'Step3TextConfig' object has no attribute 'tie_word_embeddings'"),
+    ],
+)
+def test_pipeline_stages_that_the_class_cannot_build_are_refused(name: str, sentence: str) -> None:
+    found = assessed({"config": f"served/{name}", "tp": "1", "pp": "2"})
+    assert found.estimate.rejection is not None
+    assert found.estimate.rejection.message == sentence

@@ -33,6 +33,8 @@ _PREFIXES = (
     ("model.resampler_model.", "resampler_model."),
     ("model.", "language_model.model."),
 )
+_NO_TABLE = "'PPMissingLayer' object has no attribute 'weight'"
+"""A tied head asks each stage for the embedding, which only the first one has (ernie45_vl_moe.py:613)."""
 
 
 def ernie45_vl(config: ConfigView) -> Architecture:
@@ -62,7 +64,9 @@ def ernie45_vl(config: ConfigView) -> Architecture:
     )
     spec = VisionSpec(family="Ernie4_5_VL", modalities=("image", "video"), encoder=encoder, image=image)
     tower = _tower(vision, width, heads) + _resampler(config, width)
-    return multimodal(_decoder(config, "language_model."), tower, vision=spec, prefixes=_PREFIXES)
+    text = _decoder(config, "language_model.")
+    refusal = _NO_TABLE if text.tie_word_embeddings else None
+    return multimodal(text, tower, vision=spec, prefixes=_PREFIXES, pipeline_refusal=refusal)
 
 
 def _decoder(config: ConfigView, prefix: str) -> Architecture:

@@ -20,6 +20,8 @@ _STEP37_PREFIXES = (
     ("model.language_model.", "language_model.model."),
     *_PREFIXES,
 )
+_NO_KEY = "'Step3TextConfig' object has no attribute 'tie_word_embeddings'"
+"""Its configuration class has no default, and later pipeline stages ask for the key (step3_text.py:323)."""
 _VIEW, _VIEW_TOKENS, _MOST_PATCHES = 728, 169, 36
 _STEP3_VISION = {
     "hidden_size": 1792,
@@ -58,7 +60,9 @@ def step3_vl(config: ConfigView) -> Architecture:
     )
     spec = VisionSpec(family="Step3VL", modalities=("image",), encoder=encoder, image=_tiles(vision))
     tower = [*_clip_like(vision, "vision_model"), *as_tower(projector)]
-    return multimodal(text, tower, vision=spec, prefixes=_PREFIXES, encoder_data=True)
+    stated = config.stated("tie_word_embeddings") or config.section("text_config").stated("tie_word_embeddings")
+    refusal = None if stated else _NO_KEY
+    return multimodal(text, tower, vision=spec, prefixes=_PREFIXES, encoder_data=True, pipeline_refusal=refusal)
 
 
 def step_vl(config: ConfigView) -> Architecture:
