@@ -63,12 +63,12 @@ def compare(
 
 
 def _request(word: str, beside: api.Request) -> api.Request:
-    from planner.cli.plan_file import request_of_plan
+    from planner.cli.launched import request_of_plan_alone
     from planner.cli.sweep import axis_of
 
     name, equals, value = word.partition("=")
     if word.endswith(".json"):
-        return request_of_plan(word, 1, beside)[0]
+        return request_of_plan_alone(word, 1, beside)[0]
     if equals and name == "version":
         request = beside.model_copy(update={"vllm_version": value})
     elif equals and name == "gpus":

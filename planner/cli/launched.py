@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,19 @@ from planner.api import Request
 from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.memory.assess import Assessment
+from planner.plan_file import PlanFile, read_plan_file, whole_plan
 from planner.serve.command import model_argument
 from planner.serve.parse import RefusedCommand, parse_command
 
 _FROM_ENGINE = (
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "max_model_len",
-    "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "gpu_memory_utilization", "enforce_eager",
+    "dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel",
+    "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "block_size", "gpu_memory_utilization",
+    "enforce_eager",
 )  # fmt: skip
+_PARTIAL = (
+    "an estimate's JSON carries the resolved flags only: limits of media, LoRA, speculation and graph sizes are vLLM's "
+    "defaults here; a fit's JSON carries the whole command"
+)
 
 
 def request_from_command(command: str, beside: Request) -> Request:
@@ -43,74 +48,55 @@ def request_from_command(command: str, beside: Request) -> Request:
 
 def request_from_plan(file: Path, rank: int, beside: Request) -> Request:
     """The request of one plan of `vplan.fit/1`, or of `vplan.estimate/1` (its media flags are not in it: give them
-    beside)."""
-    document = _plan_document(file)
-    try:
-        if document["schema"] == "vplan.fit/1":
-            return _from_fit(document, rank, beside, file)
-        return _from_estimate(document, beside)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise InputError(f"--plan {file}: {type(error).__name__} {error} in a {document['schema']} document") from None
+    beside). What is given beside it wins."""
+    return _request(read_plan_file(file, rank, f"--plan {file}"), beside)
+
+
+def request_of_plan_alone(file: str, rank: int, beside: Request) -> tuple[Request, tuple[str, ...]]:
+    """The request of a plan named by its file alone, with catalogs and source of `beside` but none of its flags, and
+    notes for the reader."""
+    alone = beside.model_copy(
+        update={"model": "", "gpus": "", "vllm_version": None, "given": (), "args": EngineArgs(), "extra_argv": ()}
+    )
+    plan = read_plan_file(Path(file), rank, file)
+    return _request(plan, alone), () if plan.fitted is not None else (_PARTIAL,)
 
 
 def command_of_plan(file: Path, rank: int) -> str:
     """The command line that one plan of `vplan.fit/1` states."""
-    document = _plan_document(file)
-    if document["schema"] != "vplan.fit/1":
-        raise InputError(f"--plan {file}: only a fit states a command")
-    try:
-        return str(_chosen(document, rank, file)["command"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"--plan {file}: {type(error).__name__} {error} in a vplan.fit/1 document") from None
+    plan = read_plan_file(file, rank, f"--plan {file}")
+    if plan.fitted is None:
+        raise InputError(f"{plan.where}: only a fit states a command")
+    with whole_plan(plan.where):
+        return str(plan.fitted["command"])
 
 
-def _plan_document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--plan {file}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--plan {file}: not JSON ({error})") from None
-    schema = document.get("schema") if isinstance(document, dict) else None
-    if schema not in ("vplan.fit/1", "vplan.estimate/1"):
-        raise InputError(f"--plan {file}: expected vplan.fit/1 or vplan.estimate/1, found {schema!r}")
-    assert isinstance(document, dict)
-    return document
+def _request(plan: PlanFile, beside: Request) -> Request:
+    """The plan's request, for the release and the cards of its estimate where nothing else is said."""
+    with whole_plan(plan.where):
+        version = beside.vllm_version or str(plan.estimate["vllm_version"])
+        asked = beside.model_copy(update={"vllm_version": version, "gpus": beside.gpus or str(plan.estimate["gpus"])})
+        if plan.fitted is not None:
+            return request_from_command(plan.fitted["command"], asked)
+        return _from_estimate(plan.estimate, asked)
 
 
-def _chosen(document: dict[str, Any], rank: int, file: Path) -> dict[str, Any]:
-    plans: list[dict[str, Any]] = document["plans"]
-    for plan in plans:
-        if plan["rank"] == rank:
-            return plan
-    raise InputError(f"--plan {file}: it has {len(plans)} plans, none of rank {rank}")
-
-
-def _from_fit(document: dict[str, Any], rank: int, beside: Request, file: Path) -> Request:
-    plan = _chosen(document, rank, file)
-    return request_from_command(plan["command"], _beside(beside, plan["estimate"]))
-
-
-def _from_estimate(document: dict[str, Any], beside: Request) -> Request:
-    engine = document["engine"]
+def _from_estimate(estimate: dict[str, Any], beside: Request) -> Request:
+    engine = estimate["engine"]
     if engine is None:
-        raise InputError(f"the plan is refused before it starts: {document['rejection']['message']}")
+        raise InputError(
+            f"the plan was refused before its flags were resolved ({estimate['rejection']['message']}): give the flags "
+            "instead"
+        )
     given = {name: engine[name] for name in _FROM_ENGINE if engine[name] is not None}
     given |= {name: getattr(beside.args, name) for name in beside.given}
-    asked = _beside(beside, document)
-    return asked.model_copy(
+    return beside.model_copy(
         update={
-            "model": beside.model or document["model"],
+            "model": beside.model or str(estimate["model"]),
             "given": tuple(sorted(given)),
             "args": EngineArgs.checked(**given, env=beside.args.env),
         }
     )
-
-
-def _beside(beside: Request, estimate: dict[str, Any]) -> Request:
-    """The release and the cards that the estimate was for, where nothing else is said."""
-    version = beside.vllm_version or str(estimate["vllm_version"])
-    return beside.model_copy(update={"vllm_version": version, "gpus": beside.gpus or str(estimate["gpus"])})
 
 
 def plain_argv(request: Request) -> list[str]:

@@ -62,9 +62,9 @@ def report(
     if plan is not None:
         if request.model or request.gpus or request.given:
             raise InputError("give a plan's JSON or --model, --gpus and flags, not both")
-        from planner.cli.plan_file import request_of_plan
+        from planner.cli.launched import request_of_plan_alone
 
-        request, notes = request_of_plan(plan, rank, request)
+        request, notes = request_of_plan_alone(plan, rank, request)
     if not request.model or not request.gpus:
         raise InputError("--model and --gpus are missing (or a plan's JSON)")
     from planner.report.rows import BREAKDOWNS

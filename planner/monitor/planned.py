@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
 from planner.monitor.sample import CardUse
+from planner.plan_file import read_plan_file
 from planner.values import Value
 
 _MOST_RESERVED = 0.04
@@ -49,20 +49,11 @@ class Planned(Value):
 
 def read_plan(file: Path, rank: int = 1) -> Planned:
     """The plan of a vplan.estimate/1 or of one rank of a vplan.fit/1 document. InputError for anything else."""
+    plan = read_plan_file(file, rank, f"--plan {file}")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--plan {file}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"--plan {file}: not JSON ({error})") from None
-    try:
-        if document["schema"] == "vplan.fit/1":
-            document = next(plan["estimate"] for plan in document["plans"] if plan["rank"] == rank)
-        return _planned(document)
-    except (KeyError, TypeError, IndexError, StopIteration) as error:
-        raise InputError(
-            f"--plan {file}: not a vplan.estimate/1 or vplan.fit/1 of an engine that starts ({error!r})"
-        ) from None
+        return _planned(plan.estimate)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{plan.where}: not the plan of an engine that starts ({error!r})") from None
 
 
 def _planned(document: dict[str, Any]) -> Planned:

@@ -20,6 +20,15 @@ def test_a_fit_becomes_a_manifest(vplan, tmp_path):
     assert vplan("launch", "--plan", str(fit), "--rank", "99").returncode == 2
 
 
+def test_an_estimate_keeps_its_dtype_and_block_size(vplan, tmp_path):
+    file = tmp_path / "estimate.json"
+    flags = ("--gpus", "l20:1", "--max-model-len", "8192", "--dtype", "float16", "--block-size", "32")
+    vplan("estimate", *MODEL, *flags, "--format", "json", "--output", str(file))
+    words = shlex.split(vplan("launch", "--plan", str(file), "--offline").stdout)
+    assert words[words.index("--dtype") + 1] == "float16"
+    assert words[words.index("--block-size") + 1] == "32"
+
+
 def test_only_the_form_is_printed_and_only_of_a_plan_that_starts(vplan):
     flags = (*MODEL, "--gpus", "l20:1", "--max-model-len", "8192")
     done = vplan("launch", *flags)

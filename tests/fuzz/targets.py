@@ -14,7 +14,7 @@ import mutate
 import yaml
 
 from planner import api
-from planner.cli.plan_file import request_of_plan
+from planner.cli.launched import request_of_plan_alone
 from planner.doctor.log import read_log
 from planner.doctor.recognise import diagnose
 from planner.engine.args import EngineArgs
@@ -149,7 +149,7 @@ def plan(text: str) -> None:
     """A plan file, as `verify --plan`, `report`, `compare` and `monitor` read it."""
     path = _scratch() / "plan.json"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    request_of_plan(str(path), 1, api.Request(model="", gpus=""))
+    request_of_plan_alone(str(path), 1, api.Request(model="", gpus=""))
 
 
 @functools.cache

@@ -82,7 +82,12 @@ def test_report_of_a_refused_plan_exits_1(tmp_path: Path) -> None:
         ('{"schema": "x/1"}', "schema is 'x/1'"),
         ('{"schema": "vplan.fit/1"}', "not a whole plan"),
         ('{"schema": "vplan.fit/1", "plans": []}', "has 0 plans"),
-        ('{"schema": "vplan.estimate/1", "engine": null}', "refused before"),
+        ('{"schema": "vplan.estimate/1", "engine": null}', "not a whole plan"),
+        (
+            '{"schema": "vplan.estimate/1", "vllm_version": "0.26.0", "gpus": "l4:1", "engine": null, '
+            '"rejection": {"message": "no"}}',
+            "refused before its flags were resolved (no)",
+        ),
         ('{"schema": "vplan.estimate/1", "engine": {"dtype": 3}}', "not a whole plan"),
     ],
 )
