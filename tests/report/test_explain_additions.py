@@ -6,7 +6,8 @@ from typing import Any
 
 from planner.api import Request, estimate
 from planner.engine.args import EngineArgs
-from planner.report.explain import Figure, explain
+from planner.report.explain import explain
+from planner.report.explained import Figure
 
 MODELS = Path(__file__).resolve().parent.parent / "data" / "measured_models"
 
