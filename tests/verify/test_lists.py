@@ -1,4 +1,4 @@
-"""The list of plans that waits for eight GPUs: each is predicted as it says, and its command is one that verify takes."""
+"""The list of plans that waits for eight GPUs: each is predicted as it says, by commands that verify takes."""
 
 from __future__ import annotations
 
