@@ -11,7 +11,7 @@ from typing import Protocol
 from planner.memory.layers import DecoderLayer
 from planner.memory.program import Program
 from planner.model.modules import Linear, StateSpace
-from planner.sharding.shard import column_shards
+from planner.sharding.division import column_shards
 
 _INPUTS = ("in_proj", "in_proj_qkvg", "q_proj", "k_proj", "v_proj", "b_proj", "a_proj", "f_b_proj", "g_b_proj")
 _OUTPUTS = ("out_proj", "o_proj")
