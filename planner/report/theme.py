@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from planner.foreign import visible
 from planner.units import GIB
 
 _CJK = (
@@ -80,6 +81,7 @@ def styled(theme: Theme) -> Iterator[None]:
     settings: Any = {
         "font.family": list(fonts()),
         "font.size": 12,
+        "text.parse_math": False,
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
@@ -114,11 +116,10 @@ def new_axes(width: float = 8.0, height: float = 4.6) -> Axes:
 
 
 def titled(axes: Axes, text: str) -> None:
-    """A title in as many lines as the picture's width asks for, from the picture's left edge."""
-    width = cast(Figure, axes.figure).get_figwidth()
-    cast(Figure, axes.figure).suptitle(
-        fill(text, max(int(width * 8.6), 24)), x=0.01, ha="left", fontsize=13, fontweight="bold", linespacing=1.25
-    )
+    """A title in at most four lines of the picture's width, from the picture's left edge."""
+    figure = cast(Figure, axes.figure)
+    lines = fill(visible(text), max(int(figure.get_figwidth() * 8.6), 24), max_lines=4, placeholder=" ...")
+    figure.suptitle(lines, x=0.01, ha="left", fontsize=13, fontweight="bold", linespacing=1.25)
 
 
 _LETTER_WIDTH, _LINE_HEIGHT = 6.6, 13.0

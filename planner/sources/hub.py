@@ -82,12 +82,12 @@ def _hugging_face(repository: str, hint: str) -> Fetch:
                 return decode(content.read(limit_bytes + 1), f"{repository} {file}", limit_bytes=limit_bytes)
         except errors.GatedRepoError:
             raise OutsideError(f"{repository} is gated on Hugging Face: accept its terms and set HF_TOKEN") from None
-        except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError):
-            return None
         except errors.LocalEntryNotFoundError:
             if file != CONFIG:
                 return None
             raise OutsideError(f"{repository}: Hugging Face cannot be reached, nothing of it is cached{hint}") from None
+        except (errors.RepositoryNotFoundError, errors.EntryNotFoundError):
+            return None
         except Exception as error:
             raise OutsideError(f"{repository}: {_one_line(error)}") from None
 
