@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from msgspec import Struct
 from msgspec.structs import replace
 
-from planner.engine.backends import BACKENDS, AttentionQuery, Backend, flash_attn_supported, flash_attn_version
+from planner.engine.backend import AttentionQuery, Backend
+from planner.engine.backends import BACKENDS, flash_attn_supported, flash_attn_version
 from planner.hardware.spec import GpuSpec
 from planner.model.modules import Attention, MLAProjection
 from planner.model.spec import ModelSpec

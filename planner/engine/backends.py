@@ -8,119 +8,11 @@ FlashMLA, FlashInfer with its TRT-LLM kernels; the separate tokenspeed-mla packa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
-
-from msgspec import Struct
-
+from planner.engine.backend import PLAIN, AttentionQuery, Backend, always, never
 from planner.values import DType
 
-AttentionType = Literal["decoder", "encoder_decoder"]
-
-_HALF: tuple[DType, ...] = ("float16", "bfloat16")
 _ANY_FLOAT: tuple[DType, ...] = ("float16", "bfloat16", "float32")
-_PLAIN = ("auto", "float16", "bfloat16")
 _FP8 = ("fp8", "fp8_e4m3")
-
-
-class AttentionQuery(Struct, frozen=True, kw_only=True):
-    """One kind of attention layer on one card: vLLM's AttentionSelectorConfig and what its checks look up elsewhere.
-
-    `kv_cache_dtype` is the flag's value, `block_size` the user's or None. `num_heads` and `num_kv_heads` are the
-    rank's. The sizes after `flash_attn_version` are MLA's; `flash_attn_version` is the one a model forces.
-    """
-
-    head_size: int
-    dtype: DType
-    kv_cache_dtype: str
-    block_size: int | None = None
-    use_mla: bool = False
-    has_sink: bool = False
-    use_sparse: bool = False
-    use_mm_prefix: bool = False
-    use_per_head_quant_scales: bool = False
-    attn_type: AttentionType = "decoder"
-    has_sliding_window: bool = False
-    capability: tuple[int, int] = (9, 0)
-    num_heads: int = 1
-    num_kv_heads: int = 1
-    decode_context_parallel_size: int = 1
-    flash_attn_version: int | None = None
-    qk_nope_head_dim: int = 1
-    index_topk: int | None = None
-
-
-def _no_reason(_: AttentionQuery) -> str | None:
-    return None
-
-
-def _always(_: AttentionQuery) -> bool:
-    return True
-
-
-def _no(_: AttentionQuery) -> bool:
-    return False
-
-
-class Backend(Struct, frozen=True, kw_only=True):
-    """`kernel_block_sizes`: sizes the kernel takes; with `any_multiple` every multiple of the first.
-
-    The functions say for a query whether it is taken; `combination` gives vLLM's reason against it or None.
-    `uniform_decode_graphs`: full CUDA graphs for decode steps of several tokens a request (speculative decoding).
-    """
-
-    name: str
-    dtypes: tuple[DType, ...] = _HALF
-    kernel_block_sizes: tuple[int, ...] = (16,)
-    any_multiple: bool = True
-    capability: Callable[[tuple[int, int]], bool] = lambda _: True
-    head_size: Callable[[AttentionQuery], bool] = _always
-    kv_cache: Callable[[AttentionQuery], bool] = lambda query: query.kv_cache_dtype in _PLAIN
-    sink: Callable[[AttentionQuery], bool] = _no
-    mm_prefix: Callable[[AttentionQuery], bool] = _no
-    per_head_scales: Callable[[AttentionQuery], bool] = _no
-    combination: Callable[[AttentionQuery], str | None] = _no_reason
-    is_mla: bool = False
-    is_sparse: bool = False
-    sliding_window: bool = False
-    attn_types: tuple[AttentionType, ...] = ("decoder",)
-    uniform_decode_graphs: Callable[[AttentionQuery], bool] = _always
-
-    def refusals(self, query: AttentionQuery) -> list[str]:
-        """vLLM's reasons against this backend, in its words and order; empty when it is valid.
-
-        Source: vLLM 0.26.0 v1/attention/backend.py validate_configuration.
-        """
-        checks = (
-            (self.head_size(query), "head_size not supported"),
-            (query.dtype in self.dtypes, "dtype not supported"),
-            (self.kv_cache(query), "kv_cache_dtype not supported"),
-            (self.takes_block_size(query.block_size), "block_size not supported"),
-            (not query.use_mm_prefix or self.mm_prefix(query), "partial multimodal token full attention not supported"),
-            (query.use_mla == self.is_mla, "MLA not supported" if query.use_mla else "non-MLA not supported"),
-            (not query.has_sink or self.sink(query), "attention sinks not supported"),
-            (
-                query.use_sparse == self.is_sparse,
-                "sparse not supported" if query.use_sparse else "non-sparse not supported",
-            ),
-            (
-                not query.use_per_head_quant_scales or self.per_head_scales(query),
-                "per-head quant scales not supported",
-            ),
-            (self.capability(query.capability), "compute capability not supported"),
-            (query.attn_type in self.attn_types, f"attention type {query.attn_type} not supported"),
-            (not query.has_sliding_window or self.sliding_window, "sliding window not supported"),
-        )
-        reasons = [reason for accepted, reason in checks if not accepted]
-        combination = self.combination(query)
-        return reasons if combination is None else [*reasons, combination]
-
-    def takes_block_size(self, block_size: int | None) -> bool:
-        return block_size is None or any(block_size % size == 0 for size in self.kernel_block_sizes)
-
-    def preferred_block_size(self, default: int) -> int:
-        """The block size vLLM sets when the user names none (get_preferred_block_size)."""
-        return default if self.takes_block_size(default) else min(self.kernel_block_sizes)
 
 
 def flash_attn_supported(version: int, capability: tuple[int, int]) -> bool:
@@ -152,7 +44,7 @@ def _flash_attn_head(query: AttentionQuery) -> bool:
 def _flash_attn_kv(query: AttentionQuery) -> bool:
     if query.kv_cache_dtype in _FP8:
         return flash_attn_version(query) == 3 and query.capability[0] == 9
-    return query.kv_cache_dtype in _PLAIN
+    return query.kv_cache_dtype in PLAIN
 
 
 def _flash_attn_combination(query: AttentionQuery) -> str | None:
@@ -169,7 +61,7 @@ def _flash_attn_combination(query: AttentionQuery) -> str | None:
 def _flashinfer_kv(query: AttentionQuery) -> bool:
     if query.kv_cache_dtype == "nvfp4":
         return query.capability[0] == 10
-    return query.kv_cache_dtype in (*_PLAIN, *_FP8, "fp8_e5m2")
+    return query.kv_cache_dtype in (*PLAIN, *_FP8, "fp8_e5m2")
 
 
 def _flash_attn_mla_only_hopper(query: AttentionQuery) -> str | None:
@@ -177,7 +69,7 @@ def _flash_attn_mla_only_hopper(query: AttentionQuery) -> str | None:
 
 
 def _flash_attn_mla_sparse(query: AttentionQuery) -> str | None:
-    if query.kv_cache_dtype not in _PLAIN:
+    if query.kv_cache_dtype not in PLAIN:
         return "FlashAttention MLA Sparse currently supports only FP16/BF16 KV cache"
     if query.capability[0] != 9:
         return "FlashAttention MLA not supported on this device"
@@ -228,7 +120,7 @@ def _mla_head(query: AttentionQuery) -> bool:
 
 
 def _mla_kv(query: AttentionQuery) -> bool:
-    return query.kv_cache_dtype in (*_PLAIN, *_FP8)
+    return query.kv_cache_dtype in (*PLAIN, *_FP8)
 
 
 _FLASH_ATTN = Backend(
@@ -248,10 +140,10 @@ _TRITON_ATTN = Backend(
     dtypes=_ANY_FLOAT,
     head_size=lambda query: query.head_size >= 32,
     kv_cache=lambda query: (
-        query.kv_cache_dtype in (*_PLAIN, *_FP8, "fp8_e5m2") or query.kv_cache_dtype.endswith("_per_token_head")
+        query.kv_cache_dtype in (*PLAIN, *_FP8, "fp8_e5m2") or query.kv_cache_dtype.endswith("_per_token_head")
     ),
-    sink=_always,
-    mm_prefix=_always,
+    sink=always,
+    mm_prefix=always,
     sliding_window=True,
     attn_types=("decoder", "encoder_decoder"),
 )
@@ -264,7 +156,6 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="FLASHINFER",
             kernel_block_sizes=(16, 32, 64),
-            any_multiple=False,
             capability=lambda capability: (8, 0) <= capability <= (12, 1),
             head_size=lambda query: query.head_size in (64, 128, 256, 512),
             kv_cache=_flashinfer_kv,
@@ -275,13 +166,12 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="FLEX_ATTENTION",
             dtypes=_ANY_FLOAT,
-            mm_prefix=_always,
+            mm_prefix=always,
             sliding_window=True,
         ),
         Backend(
             name="TURBOQUANT",
             kernel_block_sizes=(16, 32, 64, 128),
-            any_multiple=False,
             kv_cache=lambda query: query.kv_cache_dtype.startswith("turboquant_"),
         ),
         Backend(
@@ -299,7 +189,6 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="FLASHMLA",
             kernel_block_sizes=(64,),
-            any_multiple=False,
             capability=lambda capability: capability[0] in (9, 10),
             head_size=_mla_head,
             kv_cache=_mla_kv,
@@ -309,7 +198,6 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="FLASHINFER_MLA",
             kernel_block_sizes=(32, 64),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 10,
             head_size=_mla_head,
             kv_cache=_mla_kv,
@@ -319,7 +207,6 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="TOKENSPEED_MLA",
             kernel_block_sizes=(32, 64),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 10,
             head_size=_mla_head,
             kv_cache=lambda query: query.kv_cache_dtype in _FP8,
@@ -329,18 +216,16 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="CUTLASS_MLA",
             kernel_block_sizes=(128,),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 10,
             head_size=_mla_head,
             kv_cache=_mla_kv,
             is_mla=True,
-            uniform_decode_graphs=_no,
+            uniform_decode_graphs=never,
         ),
-        Backend(name="TRITON_MLA", kv_cache=_mla_kv, is_mla=True, uniform_decode_graphs=_no),
+        Backend(name="TRITON_MLA", kv_cache=_mla_kv, is_mla=True, uniform_decode_graphs=never),
         Backend(
             name="FLASH_ATTN_MLA_SPARSE",
             kernel_block_sizes=(64,),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 9,
             combination=_flash_attn_mla_sparse,
             is_mla=True,
@@ -350,7 +235,6 @@ BACKENDS: dict[str, Backend] = {
             name="FLASHMLA_SPARSE",
             dtypes=("bfloat16",),
             kernel_block_sizes=(64,),
-            any_multiple=False,
             capability=lambda capability: capability[0] in (9, 10),
             head_size=lambda query: query.head_size == 576,
             kv_cache=lambda query: query.kv_cache_dtype in ("auto", "bfloat16", "fp8_ds_mla", "fp8"),
@@ -360,7 +244,6 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="FLASHINFER_MLA_SPARSE",
             kernel_block_sizes=(32, 64),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 10,
             head_size=lambda query: query.head_size == 576,
             kv_cache=_mla_kv,
@@ -372,7 +255,6 @@ BACKENDS: dict[str, Backend] = {
             name="FLASHINFER_MLA_SPARSE_SM120",
             dtypes=("bfloat16",),
             kernel_block_sizes=(64, 256),
-            any_multiple=False,
             capability=lambda capability: capability[0] == 12,
             head_size=lambda query: query.head_size == 576,
             kv_cache=lambda query: query.kv_cache_dtype in ("auto", *_FP8, "fp8_ds_mla"),
@@ -380,13 +262,10 @@ BACKENDS: dict[str, Backend] = {
             is_mla=True,
             is_sparse=True,
         ),
-        Backend(
-            name="FLASHMLA_SPARSE_DSV4", kernel_block_sizes=(256,), any_multiple=False, is_mla=True, is_sparse=True
-        ),
+        Backend(name="FLASHMLA_SPARSE_DSV4", kernel_block_sizes=(256,), is_mla=True, is_sparse=True),
         Backend(
             name="FLASHINFER_MLA_SPARSE_DSV4",
             kernel_block_sizes=(256,),
-            any_multiple=False,
             is_mla=True,
             is_sparse=True,
         ),
