@@ -246,6 +246,7 @@ class RankBuilder:
             raise reject("parallelism", _unshared(module.name, module.shares_kv_with))
         if module.kind == "encoder_only" or module.shares_kv_with is not None:
             return
+        plain = module.placement in self.config.kv_cache_dtype_skip_layers
         self.kv_layers.append(
             LayerKVSpec(
                 layer_name=module.name,
@@ -253,9 +254,9 @@ class RankBuilder:
                 num_kv_heads=heads,
                 head_size=module.head_size,
                 head_size_v=module.head_size_v or module.head_size,
-                dtype=self.config.kv_torch_dtype,
+                dtype=self.config.dtype if plain else self.config.kv_torch_dtype,
                 window=module.window,
-                cache_dtype=self.config.kv_cache_dtype,
+                cache_dtype="auto" if plain else self.config.kv_cache_dtype,
             )
         )
 
