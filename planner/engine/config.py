@@ -14,13 +14,12 @@ class EngineConfig(Value):
     cache tensors. `block_size` is the attention block size before hybrid enlargement (planner.memory.kv_cache does
     that). `max_concurrent_batches`: 1 without asynchronous scheduling and pipeline parallelism, else as
     vllm/config/vllm.py max_concurrent_batches. `mm_limits`: items per prompt by modality, only those the model has.
-    `requested_quantization` is the user's flag; `quantization` the method vLLM ends with (None: unquantized).
+    `quantization` is the method vLLM ends with (None: unquantized).
     `attention_backend` is that of the first attention layer, which decides the block size; `attention_backends` all
     in use. `kv_cache_dtype_skip_layers`: decoder layers whose cache keeps the model's dtype. `mm_limit_options`: the
     widths, heights and frames given with --limit-mm-per-prompt, as (modality, option, value).
-    `gpu_memory_bytes`: the card's total, which some towers read. `disable_hybrid_kv_cache_manager`: sliding and
-    chunked layers then cache like full attention. `lora_dtype` None: the model's. `lora_capture_cases`: how often each
-    CUDA graph is captured, once without adapters and once or more with them.
+    `gpu_memory_bytes`: the card's total, which some towers read. `lora_dtype` None: the model's.
+    `lora_capture_cases`: how often each CUDA graph is captured, once without adapters and once or more with them.
     """
 
     vllm_version: str
@@ -29,7 +28,6 @@ class EngineConfig(Value):
     attention_backend: str
     dtype: DType
     quantization: str | None
-    requested_quantization: str | None
     tensor_parallel_size: int
     pipeline_parallel_size: int
     data_parallel_size: int
@@ -72,7 +70,6 @@ class EngineConfig(Value):
     ssm_state_dtype: DType = "bfloat16"
     mm_limit_options: tuple[tuple[str, str, int], ...] = ()
     enable_chunked_prefill: bool = True
-    disable_hybrid_kv_cache_manager: bool = False
     gpu_memory_bytes: int = 0
     fully_sharded_loras: bool = False
     lora_dtype: DType | None = None

@@ -86,7 +86,6 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         attention_backends=attention.backends,
         dtype=dtype,
         quantization=method,
-        requested_quantization=args.quantization,
         tensor_parallel_size=args.tensor_parallel_size,
         pipeline_parallel_size=args.pipeline_parallel_size,
         data_parallel_size=args.data_parallel_size,
@@ -134,7 +133,6 @@ def resolve(model: ModelSpec, gpu: GpuSpec, args: EngineArgs, vllm_version: str)
         sm_count=gpu.sm_count,
         gpu_memory_bytes=gpu.total_memory_bytes,
         env=args.env,
-        disable_hybrid_kv_cache_manager=_disables_hybrid_manager(model, args),
         warnings=(*notes, *dtype_warnings, *length_warnings, *encoder_warnings, *sizes.warnings, *attention.warnings,
                   *adapters.warnings, *cache_dtype_warnings(args.kv_cache_dtype, model, release),
                   *calibration_warnings),
@@ -174,9 +172,3 @@ def _utilization(args: EngineArgs, release: Release) -> float:
     return (
         release.default_gpu_memory_utilization if args.gpu_memory_utilization is None else args.gpu_memory_utilization
     )
-
-
-def _disables_hybrid_manager(model: ModelSpec, args: EngineArgs) -> bool:
-    """Chunked local attention turns it off unless allowed. Source: vLLM 0.26.0 config/vllm.py:1553."""
-    allowed = dict(args.env).get("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "0") == "1"
-    return model.facts.attention_chunk_size is not None and not allowed

@@ -10,7 +10,6 @@ from msgspec import Struct
 
 from planner.errors import InputError, OutsideError
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 _MAX_BYTES = 1 << 20
 
 

@@ -21,7 +21,7 @@ _GEMMA4_VIDEO_TOKENS = 32 * (70 + 2 + 6)
 class EngineFacts(Struct, frozen=True, kw_only=True):
     """Defaults are those of a plain decoder.
 
-    `text_model_type`: model_type of the language model's section. `default_max_model_len`: served when the user names
+    `default_max_model_len`: served when the user names
     no length (None: the derived one); `printed_max_model_len`: the derived one as vLLM prints it; `model_max_length`:
     the config's own limit that a user may go up to.
     `prefix_lm`: image tokens attend in both directions, so an item must fit one batch; `prefix_lm_item_tokens`: the
@@ -30,7 +30,6 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     `ssm_state_dtype`: what the config asks for the recurrent state ("auto": the model's dtype).
     """
 
-    text_model_type: str = ""
     default_max_model_len: int | None = None
     model_max_length: int | None = None
     prefix_lm: bool = False
@@ -54,7 +53,6 @@ def engine_facts(config: Mapping[str, Any], text: Mapping[str, Any], architectur
     prefix_lm = _is_prefix_lm(config, view, top_type)
     chunk = None if text_type.startswith("mimo_v2") else view.optional_size("attention_chunk_size")
     return EngineFacts(
-        text_model_type=text_type,
         default_max_model_len=default_max_model_len(text, text_type),
         model_max_length=view.optional_size("model_max_length"),
         prefix_lm=prefix_lm,

@@ -36,10 +36,6 @@ class Cost:
     def usd_per_hour(self) -> float:
         return self.usd_per_gpu_hour * self.billed
 
-    @property
-    def is_dated(self) -> bool:
-        return self.date != UNDATED
-
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:

@@ -53,7 +53,6 @@ class Theme:
 
 LIGHT = Theme("light", "#ffffff", "#1a1a1a", "#d9d9d9", "#b00020", "#1a1a1a")
 DARK = Theme("dark", "#14171c", "#ececec", "#3a3f47", "#ff8a80", "#ececec")
-THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#999999", "#f0e442")
 """Colours of series that are no ledger terms, in the order of use."""
 

@@ -145,8 +145,3 @@ def _problem(error: Exception) -> str:
 def load_hardware_catalog(extra_paths: Sequence[str | Path] = ()) -> HardwareCatalog:
     """The built-in catalog, then the user's hardware*.yaml of the configuration folder, then `extra_paths`."""
     return HardwareCatalog(catalog_texts("hardware", extra_paths))
-
-
-def find_gpu(name: str, catalog: HardwareCatalog | None = None) -> GpuSpec:
-    """One GPU by name from `catalog`, by default the built-in one with the user's additions."""
-    return (catalog or load_hardware_catalog()).find(name)

@@ -336,13 +336,6 @@ class TestMedia:
         assert "Falling back" in config.warnings[0]
 
 
-def test_chunked_local_attention_turns_the_hybrid_manager_off(dense, card):
-    model = dense(facts=EngineFacts(attention_chunk_size=8192))
-    assert resolve(model, card("h200"), EngineArgs(), "0.26.0").disable_hybrid_kv_cache_manager
-    allowed = EngineArgs(env=(("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),))
-    assert not resolve(model, card("h200"), allowed, "0.26.0").disable_hybrid_kv_cache_manager
-
-
 def test_borrowed_release_warns(dense, card):
     config = resolve(dense(), card("h200"), EngineArgs(), "0.20.0")
     assert "borrowed from 0.19.0" in config.warnings[0]

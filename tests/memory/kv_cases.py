@@ -20,7 +20,6 @@ _DEFAULTS: dict[str, Any] = {
     "attention_backend": "FLASH_ATTN",
     "dtype": "bfloat16",
     "quantization": None,
-    "requested_quantization": None,
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
     "data_parallel_size": 1,

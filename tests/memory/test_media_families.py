@@ -246,7 +246,6 @@ def test_advice_for_a_workload_serves_it_and_saves() -> None:
     assert json.loads(advice.mm_processor_kwargs or "{}") == {"max_pixels": 1036 * 1036}
     assert advice.saved_bytes > 0
     assert advice.profile_peak_bytes_after < advice.profile_peak_bytes / 4
-    assert advice.saved_profile_bytes == advice.profile_peak_bytes - advice.profile_peak_bytes_after
     limited = config.model_copy(
         update={"mm_limits": (("image", 4), ("video", 0)), "mm_processor_kwargs": advice.mm_processor_kwargs}
     )

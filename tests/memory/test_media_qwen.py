@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from media_cases import DATA, QWEN2_5_VL, QWEN3_VL, first_share, media_config, media_model
 
 from planner.errors import InputError, UnsupportedError
-from planner.memory.multimodal.budget import embedding_bytes, encoder_budget, encoder_cache_bytes
+from planner.memory.multimodal.budget import embedding_bytes, encoder_budget
 from planner.memory.multimodal.encoder import encoder_peak_bytes, encoder_program, profiled_encoder
 from planner.memory.multimodal.flash_splits import flash_splits
 from planner.memory.multimodal.item import MediaItem
@@ -21,7 +21,6 @@ from planner.memory.multimodal.workload import (
     MediaWorkload,
     encoder_runtime_peak_bytes,
     refused_items,
-    workload_tokens,
 )
 from planner.memory.program import Program
 from planner.units import MIB
@@ -130,7 +129,7 @@ def test_default_limits_are_budgeted_by_the_video_and_limits_by_the_image() -> N
     limited = media_config(model, mm_limits=(("image", 2), ("video", 0)), mm_processor_kwargs='{"max_pixels": 1003520}')
     budget = encoder_budget(model, limited)
     assert (budget.tokens, budget.items) == (8192, (("image", 6),))
-    assert encoder_cache_bytes(model, limited) == 8192 * 3584 * 2
+    assert embedding_bytes(model, limited) == 3584 * 2
 
 
 def test_the_dummy_video_of_a_long_context_has_fourteen_frames() -> None:
@@ -238,7 +237,7 @@ def test_a_workload_peaks_at_what_one_step_can_take() -> None:
     share = first_share(model, config)
     one = MediaWorkload(images=1)
     image = media_item(model.vision, "image", width=1024, height=1024)  # type: ignore[arg-type]
-    assert workload_tokens(model, config, one) == 1371
+    assert image.prompt_tokens == 1371
     assert encoder_runtime_peak_bytes(model, share, config, one) == encoder_peak_bytes(model, share, config, [image])
     crowd = MediaWorkload(images=4, requests=500)
     full = encoder_peak_bytes(model, share, config, [image] * (32768 // 1369))
@@ -272,4 +271,4 @@ def _flat_image(patch_size: int, patches: int) -> MediaItem:
 def _quantized(name: str) -> dict[str, Any]:
     if "AWQ" not in name:
         return {}
-    return {"dtype": "float16", "quantization": "auto_awq", "requested_quantization": None}
+    return {"dtype": "float16", "quantization": "auto_awq"}

@@ -24,7 +24,6 @@ _DEFAULTS: dict[str, Any] = {
     "model_runner_reason": "",
     "attention_backend": "FLASH_ATTN",
     "dtype": "bfloat16",
-    "requested_quantization": None,
     "data_parallel_size": 1,
     "decode_context_parallel_size": 1,
     "max_model_len": 1024,

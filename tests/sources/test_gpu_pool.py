@@ -11,7 +11,7 @@ import pytest
 
 from planner.errors import InputError, OutsideError, PlannerError, UnsupportedError
 from planner.sources.gpu_pool import parse_gpus
-from planner.sources.hardware_catalog import find_gpu, load_hardware_catalog, total_memory_from_nvidia_smi
+from planner.sources.hardware_catalog import load_hardware_catalog, total_memory_from_nvidia_smi
 from planner.units import GIB, MIB
 
 
@@ -72,7 +72,7 @@ def test_errors_are_one_clear_line(text: str, says: str) -> None:
 
 
 def test_amd_cards_are_listed_but_not_planned() -> None:
-    assert find_gpu("mi300x").vendor == "amd"
+    assert load_hardware_catalog().find("mi300x").vendor == "amd"
     with pytest.raises(UnsupportedError, match="AMD"):
         parse_gpus("mi300x:8")
 

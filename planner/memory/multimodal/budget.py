@@ -57,11 +57,6 @@ def encoder_budget(model: ModelSpec, config: EngineConfig) -> EncoderBudget:
     return EncoderBudget(tokens=tokens, largest=largest, items=tuple(items))
 
 
-def encoder_cache_bytes(model: ModelSpec, config: EngineConfig) -> int:
-    """Embeddings that the encoder cache holds when full: they stay until their request has passed them."""
-    return encoder_budget(model, config).tokens * embedding_bytes(model, config)
-
-
 def embedding_bytes(model: ModelSpec, config: EngineConfig) -> int:
     """One embedding, deepstack levels included."""
     vision = model.vision

@@ -34,11 +34,6 @@ class MediaLimitsAdvice(Struct, frozen=True, kw_only=True):
         """Encoder memory that no request can ask for any more."""
         return self.worst_peak_bytes - self.worst_peak_bytes_after
 
-    @property
-    def saved_profile_bytes(self) -> int:
-        """What the profile run leaves to the KV cache at most; the language model's own peak may be higher."""
-        return self.profile_peak_bytes - self.profile_peak_bytes_after
-
 
 def recommend_limits(
     model: ModelSpec, share: RankShare, config: EngineConfig, workload: MediaWorkload

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import ceil
 
 from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory.multimodal.budget import EncoderBudget, encoder_budget
-from planner.memory.multimodal.encoder import encoder_peak_bytes
+from planner.memory.multimodal.encoder import repeated_peak_bytes
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.media import active_modalities, item_limit, media_item, visual_rule, worst_items
@@ -72,13 +72,6 @@ def _chunks(vision: VisionSpec, workload: MediaWorkload, kwargs: ProcessorKwargs
     return [(chunk, workload.videos * ceil(rule.sampled_frames(workload.video_seconds) / image.max_video_frames))]
 
 
-def workload_tokens(model: ModelSpec, config: EngineConfig, workload: MediaWorkload) -> int:
-    """Tokens that one request's media add to its prompt; 0 for a text model without media."""
-    if model.vision is None:
-        return 0
-    return sum(item.prompt_tokens * count for item, count in workload_items(model.vision, config, workload))
-
-
 def encoder_runtime_peak_bytes(
     model: ModelSpec, share: RankShare, config: EngineConfig, workload: MediaWorkload | None = None
 ) -> int:
@@ -93,12 +86,12 @@ def encoder_runtime_peak_bytes(
         return 0
     budget = encoder_budget(model, config)
     batches = _batches(model.vision, config, budget, workload)
-    return max((encoder_peak_bytes(model, share, config, batch) for batch in batches), default=0)
+    return max((repeated_peak_bytes(model, share, config, *batch) for batch in batches), default=0)
 
 
 def _batches(
     vision: VisionSpec, config: EngineConfig, budget: EncoderBudget, workload: MediaWorkload | None
-) -> Iterator[Sequence[MediaItem]]:
+) -> Iterator[tuple[MediaItem, int]]:
     if workload is None:
         for item in worst_items(vision, config, budget.tokens):
             limit = config.max_num_seqs * item_limit(vision, config, item.modality)
@@ -111,8 +104,8 @@ def _batches(
             yield _batch(item, count * requests, budget.tokens)
 
 
-def _batch(item: MediaItem, limit: int, budget_tokens: int) -> list[MediaItem]:
-    return [item] * max(1, min(limit, budget_tokens // max(item.tokens, 1)))
+def _batch(item: MediaItem, limit: int, budget_tokens: int) -> tuple[MediaItem, int]:
+    return item, max(1, min(limit, budget_tokens // max(item.tokens, 1)))
 
 
 def refused_items(
