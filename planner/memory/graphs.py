@@ -9,6 +9,7 @@ from planner.memory.allocator import Block, CachingAllocator
 from planner.memory.constants import Measured
 from planner.memory.layers import decoder_layers, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
+from planner.memory.once import once
 from planner.memory.program import Program
 from planner.memory.step import Step
 from planner.model.modules import Attention, FusedMoE
@@ -29,11 +30,13 @@ def captured_graphs(config: EngineConfig) -> tuple[tuple[int, ...], tuple[int, .
 
     Source: vLLM 0.26.0 v1/worker/gpu/cudagraph_utils.py:150 _init_candidates, v1/cudagraph_dispatcher.py (V1).
     """
-    sizes = tuple(size for size in config.cudagraph_capture_sizes for _ in range(config.lora_capture_cases))
+    sizes = config.cudagraph_capture_sizes
+    if config.lora_capture_cases != 1:
+        sizes = tuple(size for size in sizes for _ in range(config.lora_capture_cases))
     if config.enforce_eager or not sizes or config.cudagraph_mode == "NONE":
         return (), ()
-    query = config.num_speculative_tokens + 1
-    whole = tuple(size for size in sizes if size <= config.max_num_seqs * query)
+    most = config.max_num_seqs * (config.num_speculative_tokens + 1)
+    whole = tuple([size for size in sizes if size <= most])
     if config.cudagraph_mode == "FULL_AND_PIECEWISE":
         return sizes, whole
     if config.cudagraph_mode == "FULL_DECODE_ONLY":
@@ -142,6 +145,7 @@ def split_buffer_bytes(model: ModelSpec, config: EngineConfig, rows: int) -> int
     return split_bytes_per_token(model, config) * rows
 
 
+@once
 def _attention_windows(model: ModelSpec) -> int:
     """How many kinds of attention window the layers have. With two, V2's capture kept two split buffers (Gemma 3)."""
     layers = (m for m in model.modules if isinstance(m, Attention) and m.component == "language_model")

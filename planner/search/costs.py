@@ -185,9 +185,9 @@ def _retained(deployment: Deployment, at: _Sized, index: int, thinned: _Thinned,
 
 def _anchors(values: Ints, count: int) -> list[int]:
     """The least, the greatest, and members between, in equal steps of rank."""
-    unique = np.unique(values)
-    picks = np.unique(np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int))
-    return [int(value) for value in unique[picks]]
+    distinct = sorted(set(values.tolist()))
+    picks = np.linspace(0, len(distinct) - 1, min(count, len(distinct))).round().astype(int)
+    return [distinct[pick] for pick in dict.fromkeys(picks.tolist())]
 
 
 class _Sized:

@@ -169,8 +169,9 @@ def wanted_concurrency(options: SearchOptions) -> int:
 
 def tally_grid(grid: Grid, flags: Flags, tally: Tally) -> None:
     """Count every candidate of a grid by its verdict."""
-    codes, counts = np.unique(grid.verdicts, return_counts=True)
-    for code, count in zip(codes.tolist(), counts.tolist(), strict=True):
+    for code, count in enumerate(np.bincount(grid.verdicts.ravel()).tolist()):
+        if not count:
+            continue
         reason = VERDICTS[code]
         if reason is None:
             tally.feasible += count

@@ -8,10 +8,12 @@ from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
+from planner.memory.layers import batchless
 from planner.memory.linear import CUBLAS, CUBLASLT, CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.item import MediaItem
-from planner.memory.multimodal.run_tower import run_tower
+from planner.memory.multimodal.run_tower import quantizes_inputs, reads_free_memory, run_tower
+from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.spec import ModelSpec
 from planner.model.vision_spec import VisionSpec
@@ -45,6 +47,23 @@ def encoder_peak_bytes(model: ModelSpec, share: RankShare, config: EngineConfig,
     if not items:
         return 0
     return _highest(encoder_program(model, share, config, items))
+
+
+def repeated_peak_bytes(model: ModelSpec, share: RankShare, config: EngineConfig, item: MediaItem, count: int) -> int:
+    """`encoder_peak_bytes` of `count` equal items, worked out once for all batch sizes and layouts of a tower."""
+    if model.vision is None or reads_free_memory(model.vision):
+        return encoder_peak_bytes(model, share, config, [item] * count)
+    common = batchless(model, config)
+    known = _peaks(model.vision, common, quantizes_inputs(model, share, config))
+    peak = known.get((item, count))
+    if peak is None:
+        peak = known[item, count] = encoder_peak_bytes(model, share, common, [item] * count)
+    return peak
+
+
+@once
+def _peaks(vision: VisionSpec, config: EngineConfig, quantized: bool) -> dict[tuple[MediaItem, int], int]:
+    return {}
 
 
 def _highest(program: Program) -> int:

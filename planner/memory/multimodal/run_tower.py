@@ -83,7 +83,7 @@ def run_tower(
     assert vision is not None
     sound = items[0].modality == "audio"
     encoder = vision.audio_encoder if sound else vision.encoder
-    if encoder is not None and vision.family == "Gemma4":
+    if encoder is not None and reads_free_memory(vision):
         return _gemma4(p, vision, encoder, share, config, items, warm=warm)
     if encoder is not None and vision.family in ("DeepseekOCR", "DeepseekOCR2"):
         assert isinstance(vision.image, Tiles)
@@ -93,7 +93,7 @@ def run_tower(
         raise UnsupportedError("encoder", f"the encoder of {vision.family} models is not supported by this planner")
     if sound and vision.audio is not None and vision.audio.stem_window:
         write_stem(p, vision.audio, items, DTYPE_BYTES[config.dtype])
-    quantized = not sound and _quantizes_inputs(model, share, config)
+    quantized = not sound and quantizes_inputs(model, share, config)
     tp = tp if encoder.num_heads % tp == 0 and vision.family != "DeepseekVL2" else 1
     tower = tower_of(encoder, style, config, items, 1 if style == "audio" else tp, quantized=quantized)
     run = TowerRun(p, tower, sum(entry.patches for entry in items))
@@ -184,7 +184,12 @@ def _projector(
     )
 
 
-def _quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
+def reads_free_memory(vision: VisionSpec) -> bool:
+    """Whether the run depends on the GPU's budget: Gemma 4's tower chooses by it how much to encode at once."""
+    return vision.family == "Gemma4"
+
+
+def quantizes_inputs(model: ModelSpec, share: RankShare, config: EngineConfig) -> bool:
     """Whether a linear of the tower is stored in FP8 and multiplied so."""
     if config.quantization is None or config.compute_capability < _FP8_FROM:
         return False
