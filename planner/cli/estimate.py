@@ -10,7 +10,6 @@ import typer
 from planner import api
 from planner.cli.options import planning_options
 from planner.cli.output import Format, LaunchForm, Output, check_format, check_launch_form, wants_color, write
-from planner.engine.args import EngineArgs
 from planner.errors import InputError
 from planner.memory.assess import Assessment
 from planner.memory.result import Estimate
@@ -85,22 +84,11 @@ def _assess(request: api.Request, notes: tuple[str, ...] = ()) -> Assessment:
 
 def _from_command(command: str, beside: api.Request) -> tuple[api.Request, tuple[str, ...]]:
     """The request that a pasted command makes; what is given beside it wins over what is in it."""
+    from planner.cli.launched import request_of_parsed
     from planner.serve.parse import parse_command
 
     parsed = parse_command(command, beside.vllm_version)
-    given = {name: getattr(parsed.args, name) for name in parsed.given}
-    given |= {name: getattr(beside.args, name) for name in beside.given}
-    env = dict(parsed.args.env) | dict(beside.args.env)
-    request = beside.model_copy(
-        update={
-            "model": beside.model or parsed.model,
-            "vllm_version": beside.vllm_version or parsed.image_version,
-            "given": tuple(sorted(given)),
-            "args": EngineArgs(**given, env=tuple(env.items())),
-            "extra_argv": parsed.extra,
-        }
-    )
-    return request, parsed.warnings
+    return request_of_parsed(parsed, beside), parsed.warnings
 
 
 def _refused(request: api.Request, refused: RefusedCommand) -> Assessment:

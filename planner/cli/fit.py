@@ -11,6 +11,7 @@ from planner import api
 from planner.cli.options import planning_options
 from planner.cli.output import Format, LaunchForm, Output, check_format, check_launch_form, wants_color, write
 from planner.cli.search_flags import SearchFlags, search_flags
+from planner.cli.shared_flags import Images, ImageSize, SafetyMargin, Videos, VideoSeconds
 from planner.errors import InputError
 from planner.search.space import Objective, SearchOptions, Workload
 
@@ -38,15 +39,11 @@ def fit(
         typer.Option("--concurrency", help="Requests held at once, of max-model-len tokens.", show_default=False),
     ] = None,
     min_model_len: Annotated[int, typer.Option("--min-model-len", help="Shortest max-model-len that will do.")] = 1,
-    images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
-    image_size: Annotated[
-        str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)
-    ] = None,
-    videos: Annotated[int | None, typer.Option("--videos", help="Videos in each request.", show_default=False)] = None,
-    video_seconds: Annotated[float, typer.Option("--video-seconds", help="Length of each video.")] = 30.0,
-    safety_margin: Annotated[
-        float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
-    ] = 0.10,
+    images: Images = None,
+    image_size: ImageSize = None,
+    videos: Videos = None,
+    video_seconds: VideoSeconds = 30.0,
+    safety_margin: SafetyMargin = 0.10,
     max_plans: Annotated[int, typer.Option("--max-plans", help="Plans to show.")] = 5,
     launch_form: LaunchForm = None,
     format: Format = "text",  # noqa: A002

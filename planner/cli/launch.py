@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +10,7 @@ from planner import api
 from planner.cli.launched import request_from_command, request_from_plan
 from planner.cli.options import planning_options
 from planner.cli.output import Output, check_launch_form, write
+from planner.cli.shared_flags import CommandInstead, PlanInstead, Rank
 from planner.errors import InputError
 
 
@@ -23,13 +23,9 @@ def launch(
             "--form", help="serve, docker, compose, kubernetes, multinode, ray, xinference, python or download."
         ),
     ] = "serve",
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="JSON of fit or estimate instead of flags.", show_default=False)
-    ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
-    command: Annotated[
-        str | None, typer.Option("--command", help="A `vllm serve ...` line instead of flags.", show_default=False)
-    ] = None,
+    plan: PlanInstead = None,
+    rank: Rank = 1,
+    command: CommandInstead = None,
     output: Output = None,
 ) -> None:
     """Write a plan as one launch form and nothing else. A plan that does not start is refused (exit code 1).

@@ -12,7 +12,7 @@ from planner.errors import InputError
 from planner.memory.assess import Assessment
 from planner.plan_file import PlanFile, read_plan_file, whole_plan
 from planner.serve.command import model_argument
-from planner.serve.parse import RefusedCommand, parse_command
+from planner.serve.parse import ParsedCommand, RefusedCommand, parse_command
 
 _FROM_ENGINE = (
     "dtype", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel",
@@ -32,6 +32,11 @@ def request_from_command(command: str, beside: Request) -> Request:
         parsed = parse_command(command, beside.vllm_version)
     except RefusedCommand as refused:
         raise InputError(f"vLLM refuses the command: {refused}") from None
+    return request_of_parsed(parsed, beside)
+
+
+def request_of_parsed(parsed: ParsedCommand, beside: Request) -> Request:
+    """The request of a parsed command; what is given beside it wins."""
     given = {name: getattr(parsed.args, name) for name in parsed.given}
     given |= {name: getattr(beside.args, name) for name in beside.given}
     env = dict(parsed.args.env) | dict(beside.args.env)

@@ -11,6 +11,7 @@ import typer
 from msgspec import structs
 
 from planner.cli.output import Output, check_format, write
+from planner.cli.shared_flags import Cards, PlanBeside, Rank
 from planner.errors import InputError, PlannerError
 
 _LONGEST_S = 86_400.0
@@ -62,14 +63,9 @@ def loadtest(
     grace: Annotated[float, typer.Option("--grace", help="Seconds for the last answers to come.")] = 30.0,
     chat: Annotated[bool, typer.Option("--chat", help="Text as chat messages too, not as token ids.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="The same seed sends the same requests.")] = 0,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="JSON of estimate or fit to hold it against.", show_default=False)
-    ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
-    cards: Annotated[
-        str | None,
-        typer.Option("--cards", help="Only these GPUs: 0,1 (CUDA_VISIBLE_DEVICES, else all).", show_default=False),
-    ] = None,
+    plan: PlanBeside = None,
+    rank: Rank = 1,
+    cards: Cards = None,
     interval: Annotated[float, typer.Option("--interval", help="Seconds between the monitor's looks.")] = 0.5,
     csv: Annotated[
         Path, typer.Option("--csv", help="A new file, a row a request. NAME.monitor.csv, .json, .png go beside it.")

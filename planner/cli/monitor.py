@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from planner.cli.output import Output, check_format, write
+from planner.cli.shared_flags import Cards, PlanBeside, Rank
 from planner.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,10 +26,8 @@ SCHEMA = "vplan.monitor/1"
 
 def monitor(
     url: Annotated[str, typer.Option("--url", help="The server, http://HOST:PORT.")] = "http://127.0.0.1:8000",
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="JSON of estimate or fit to hold it against.", show_default=False)
-    ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
+    plan: PlanBeside = None,
+    rank: Rank = 1,
     once: Annotated[bool, typer.Option("--once", help="One look, then stop.")] = False,
     interval: Annotated[float, typer.Option("--interval", help="Seconds between looks.")] = 2.0,
     duration: Annotated[
@@ -42,10 +41,7 @@ def monitor(
         int | None,
         typer.Option("--prometheus-port", help="Export plan and actual on this loopback port.", show_default=False),
     ] = None,
-    cards: Annotated[
-        str | None,
-        typer.Option("--cards", help="Only these GPUs: 0,1 (CUDA_VISIBLE_DEVICES, else all).", show_default=False),
-    ] = None,
+    cards: Cards = None,
     grafana: Annotated[bool, typer.Option("--grafana", help="Print the Grafana dashboard and stop.")] = False,
     format: Annotated[str, typer.Option("--format", help="text or json (a line for each look).")] = "text",  # noqa: A002
     output: Output = None,

@@ -9,6 +9,7 @@ import typer
 from planner import api
 from planner.cli.lists import counts_of, need_report_packages, values_of, write_folder
 from planner.cli.options import planning_options
+from planner.cli.shared_flags import Rank
 from planner.errors import InputError
 
 
@@ -22,7 +23,7 @@ def report(
         str | None,
         typer.Argument(metavar="[PLAN.json]", help="JSON of `vplan fit` or `vplan estimate`.", show_default=False),
     ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
+    rank: Rank = 1,
     breakdown_by: Annotated[
         str | None,
         typer.Option(

@@ -11,6 +11,7 @@ from planner.cli.launched import pixels
 from planner.cli.lists import counts_of, need_report_packages, values_of, write_folder
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
+from planner.cli.shared_flags import Images, ImageSize, SafetyMargin, Videos, VideoSeconds
 from planner.errors import InputError
 from planner.search.space import SearchOptions, Workload
 
@@ -21,15 +22,11 @@ def select(
     concurrency: Annotated[
         int, typer.Option("--concurrency", help="Requests of max-model-len tokens held at once.")
     ] = 1,
-    images: Annotated[int | None, typer.Option("--images", help="Images in each request.", show_default=False)] = None,
-    image_size: Annotated[
-        str | None, typer.Option("--image-size", help="WIDTHxHEIGHT in pixels.", show_default=False)
-    ] = None,
-    videos: Annotated[int | None, typer.Option("--videos", help="Videos in each request.", show_default=False)] = None,
-    video_seconds: Annotated[float, typer.Option("--video-seconds", help="Length of each video.")] = 30.0,
-    safety_margin: Annotated[
-        float, typer.Option("--safety-margin", help="Share of the predicted use kept free on the device.")
-    ] = 0.10,
+    images: Images = None,
+    image_size: ImageSize = None,
+    videos: Videos = None,
+    video_seconds: VideoSeconds = 30.0,
+    safety_margin: SafetyMargin = 0.10,
     max_gpus_per_node: Annotated[
         int, typer.Option("--max-gpus-per-node", help="Cards in one machine, at most 16.")
     ] = 16,

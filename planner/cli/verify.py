@@ -13,6 +13,7 @@ from planner.cli.booting import BootSettings, boot_and_read, python_of
 from planner.cli.launched import command_of_plan, pixels, plain_argv, request_from_command, request_from_plan
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, write
+from planner.cli.shared_flags import CommandInstead, PlanInstead, Rank
 from planner.errors import InputError
 from planner.serve.launchers import launch_of
 from planner.serve.parse import check_command
@@ -21,13 +22,9 @@ from planner.serve.parse import check_command
 @planning_options(required=False)
 def verify(
     request: Any,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="JSON of fit or estimate instead of flags.", show_default=False)
-    ] = None,
-    rank: Annotated[int, typer.Option("--rank", help="Which plan of a fit.")] = 1,
-    command: Annotated[
-        str | None, typer.Option("--command", help="A `vllm serve ...` line instead of flags.", show_default=False)
-    ] = None,
+    plan: PlanInstead = None,
+    rank: Rank = 1,
+    command: CommandInstead = None,
     boot: Annotated[str, typer.Option("--boot", help="server (vllm serve) or engine (exact bytes).")] = "server",
     load_format: Annotated[
         str, typer.Option("--load-format", help="auto (real weights) or dummy (a config.json is enough).")
