@@ -88,38 +88,7 @@ class CachingAllocator:
 
     def allocate(self, size: int) -> Block | None:
         """The block that a tensor of `size` bytes gets. An empty tensor gets none."""
-        if size <= 0:
-            return None
-        size = -(-size // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
-        small = size <= SMALL_BYTES
-        key = 2 * self.stream + small
-        pool = self._pools[key]
-        limit = self.max_split_bytes
-        index = bisect_left(pool, (size,))
-        if index < len(pool) and (limit is None or _serves(pool[index][0], size, limit)):
-            found, address, _ = pool[index]
-            del self._starts[address], self._ends[address + found]
-        else:
-            found, address = self._new_segment(size)
-            index = -1
-        remaining = found - size
-        if remaining and (small or (remaining > SMALL_BYTES and (limit is None or size < limit))):
-            rest = (remaining, address + size, key)
-            self._starts[address + size] = self._ends[address + found] = rest
-            if index < 0:
-                insort(pool, rest)
-            elif index and rest < pool[index - 1]:
-                del pool[index]
-                insort(pool, rest, 0, index)
-            else:
-                pool[index] = rest
-            found = size
-        elif index >= 0:
-            del pool[index]
-        allocated = self.allocated_bytes = self.allocated_bytes + found
-        if allocated > self.peak_allocated_bytes:
-            self.peak_allocated_bytes = allocated
-        return found, address, key
+        return self.run((max(size, 0),))[0]
 
     def free(self, block: Block | None) -> None:
         """Give a block back to its pool, joined with free neighbours."""
@@ -130,25 +99,26 @@ class CachingAllocator:
 
     def _give_back(self, block: Block) -> None:
         size, address, key = block
-        pool = self._pools[key]
-        before = self._ends.pop(address, None)
-        after = self._starts.pop(address + size, None)
-        if before is not None:
+        pool, starts, ends = self._pools[key], self._starts, self._ends
+        if address in ends:
+            before = ends.pop(address)
             del pool[bisect_left(pool, before)]
             size, address = size + before[0], before[1]
-        if after is not None:
+        if address + size in starts:
+            after = starts.pop(address + size)
             del pool[bisect_left(pool, after)]
             size += after[0]
         whole = (size, address, key)
-        self._starts[address] = self._ends[address + size] = whole
+        starts[address] = ends[address + size] = whole
         insort(pool, whole)
 
-    def run(self, steps: Iterable[int]) -> list[Block | None]:
+    def run(self, steps: Iterable[int], blocks: list[Block | None] | None = None) -> list[Block | None]:
         """The blocks of a sequence of steps on one stream: a size allocates the next one, `~n` frees the n-th.
 
-        What `allocate` and `free` do for each step, with their state in local variables: a load has thousands.
+        `blocks`: those of earlier steps, which count; the new ones are added to them. The state is in local variables:
+        a load has thousands of steps, and all of a startup's replays end here.
         """
-        blocks: list[Block | None] = []
+        blocks = [] if blocks is None else blocks
         add, starts, ends = blocks.append, self._starts, self._ends
         limit = _NO_LIMIT if self.max_split_bytes is None else self.max_split_bytes
         stream = 2 * self.stream
@@ -165,12 +135,10 @@ class CachingAllocator:
             size = (step + MIN_BLOCK_BYTES - 1) & -MIN_BLOCK_BYTES
             small = size <= SMALL_BYTES
             pool = pools[small]
-            index = bisect_left(pool, (size,))
-            if index < len(pool) and (
-                pool[index][0] < limit if size < limit else pool[index][0] < size + LARGE_SEGMENT_BYTES
-            ):
+            index = bisect_left(pool, (size,)) if pool and pool[-1][0] >= size else -1
+            if index >= 0 and (pool[index][0] < limit if size < limit else pool[index][0] < size + LARGE_SEGMENT_BYTES):
                 found, address, key = pool[index]
-                del starts[address], ends[address + found]
+                del starts[address]
             else:
                 found, address = self._new_segment(size)
                 index, key = -1, stream + small
@@ -187,7 +155,7 @@ class CachingAllocator:
                     pool[index] = rest
                 found = size
             elif index >= 0:
-                del pool[index]
+                del pool[index], ends[address + found]
             allocated += found
             if allocated > peak:
                 peak = allocated
@@ -233,11 +201,6 @@ class CachingAllocator:
         return segment, address
 
 
-def _serves(found: int, size: int, limit: int) -> bool:
-    """Whether a cached block of `found` bytes may be had: large ones are not spent on small tensors."""
-    return found < limit if size < limit else found < size + LARGE_SEGMENT_BYTES
-
-
 DeepGemmAt = Literal["", "attention", "linear"]
 
 
@@ -265,7 +228,35 @@ def weights_memory_bytes(share: RankShare, traits: LoadTraits = PLAIN_LOAD) -> i
     tensor above 20 MiB has a block of whole 2 MiB pages, and a tensor below 1 MiB one of whole 512 bytes.
     Source: vLLM 0.26.0 v1/worker/gpu_worker.py:424, utils/mem_utils.py:86 DeviceMemoryProfiler.
     """
-    return loaded(CachingAllocator(LOAD_MAX_SPLIT_BYTES), share, traits, ())[0].allocated_bytes
+    load = _load(share.created, share.loaded, traits.scaled_rotary, traits.float32_rotary, traits.deep_gemm)
+    steps, small_bytes = _without_small((*load.steps, *(tensor.size_bytes for tensor in share.adapters)))
+    allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
+    allocator.run(steps)
+    return allocator.allocated_bytes + small_bytes
+
+
+def _without_small(steps: Iterable[int]) -> tuple[list[int], int]:
+    """The steps of the large pool, and the bytes that those of the small pool leave allocated.
+
+    The pools share no block, and a small one is always split: its tensors take their own size, wherever they lie.
+    """
+    large: list[int] = []
+    numbers: list[int] = []
+    count = allocated = 0
+    for step in steps:
+        if step > SMALL_BYTES:
+            large.append(step)
+            numbers.append(count)
+            count += 1
+        elif step >= 0:
+            size = round_up(step, MIN_BLOCK_BYTES)
+            allocated += size
+            numbers.append(~size)
+        elif (number := numbers[~step]) >= 0:
+            large.append(~number)
+        else:
+            allocated -= ~number
+    return large, allocated
 
 
 def load_weights(

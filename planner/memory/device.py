@@ -78,8 +78,7 @@ class Boot:
 
         `kv_tensor_bytes`: one entry for each tensor of the pool. `graph_bytes`: the graphs' own pool.
         """
-        for size in kv_tensor_bytes:
-            self.allocator.allocate(size)
+        self.allocator.run(kv_tensor_bytes)
         self._make(kv_tables(self.model, self.config, block_sizes))
         self._autotune()
         if not self.config.enforce_eager:
@@ -193,8 +192,8 @@ class Boot:
         self._replay(program, rows, rows)
 
     def _make(self, tensors: tuple[LiveTensor, ...]) -> None:
-        for tensor in tensors:
-            self.allocator.allocate(tensor.bytes(self._tokens, self.config.max_num_seqs))
+        seqs = self.config.max_num_seqs
+        self.allocator.run([tensor.bytes(self._tokens, seqs) for tensor in tensors])
 
     def _replay(self, program: Program, tokens: int, seqs: int) -> None:
         program.replay(self.allocator, tokens, seqs, self._kept)

@@ -189,16 +189,16 @@ class Program(Struct):
 
     def replay(self, allocator: CachingAllocator, tokens: int, seqs: int, kept: dict[str, Block]) -> None:
         """Run the events on an allocator. `kept` carries the tensors that outlive programs, by name."""
-        live: dict[int, Block | None] = {}
+        blocks: list[Block | None] = []
         own: list[_Operation] = []
         for event in self.events:
             if event.part is None:
                 own.append(_operation(event))
                 continue
-            _run(allocator, own, 0, (tokens, seqs), live, kept)
-            _run(allocator, event.part.operations, event.handle, (tokens, seqs), live, kept)
+            _run(allocator, own, 0, (tokens, seqs), blocks, kept)
+            _run(allocator, event.part.operations, event.handle, (tokens, seqs), blocks, kept)
             own = []
-        _run(allocator, own, 0, (tokens, seqs), live, kept)
+        _run(allocator, own, 0, (tokens, seqs), blocks, kept)
 
 
 def _operation(event: Event) -> _Operation:
@@ -212,24 +212,30 @@ def _run(
     operations: Iterable[_Operation],
     base: int,
     batch: tuple[int, int],
-    live: dict[int, Block | None],
+    blocks: list[Block | None],
     kept: dict[str, Block],
 ) -> None:
+    """`blocks` has one for each tensor so far: a program counts its handles from 1 in the order of its tensors."""
     tokens, seqs = batch
-    allocate, free = allocator.allocate, allocator.free
+    steps: list[int] = []
     for code, handle, token, seq, constant, event in operations:
         if code == _ALLOC:
-            live[base + handle] = allocate(token * tokens + seq * seqs + constant)
-        elif code == _FREE:
-            free(live.pop(base + handle))
-        elif event.kind == "drop":
-            free(kept.pop(event.tensor.name, None))
+            steps.append(token * tokens + seq * seqs + constant)
+            continue
+        if code == _FREE:
+            steps.append(-base - handle)
+            continue
+        allocator.run(steps, blocks)
+        steps = []
+        if event.kind == "drop":
+            allocator.free(kept.pop(event.tensor.name, None))
         elif event.kind == "empty_cache":
             allocator.empty_cache()
         elif event.kind in _KEEPING:
             _keep(allocator, event, token * tokens + seq * seqs + constant, kept)
         else:
             _turn(allocator, event.kind)
+    allocator.run(steps, blocks)
 
 
 def _turn(allocator: CachingAllocator, kind: EventKind) -> None:
