@@ -88,6 +88,10 @@ class ConfigView:
         value = self.raw(key)
         return None if value is None else self._whole(key, value, 1, MAX_SIZE)
 
+    def integer(self, key: str, default: int) -> int:
+        """A whole number of either sign."""
+        return self._whole(key, self.raw(key, default), -MAX_SIZE, MAX_SIZE)
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.raw(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,15 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _shown(notebook: dict[str, Any]) -> list[list[tuple[str, ...]]]:
-    """What each code cell shows, by kind: the figures move with the planner's constants, the kinds do not."""
+    """What each code cell shows, by kind: the figures move with the planner's constants, the kinds do not. Printed lines
+    count once: how many pieces they arrive in is the kernel's affair."""
     return [
-        [tuple(sorted(output.get("data", [output["output_type"]]))) for output in cell["outputs"]]
+        [
+            kind
+            for kind, _ in groupby(
+                tuple(sorted(output.get("data", [output["output_type"]]))) for output in cell["outputs"]
+            )
+        ]
         for cell in notebook["cells"]
         if cell["cell_type"] == "code"
     ]

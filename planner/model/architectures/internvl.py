@@ -24,7 +24,7 @@ def internvl_chat(config: ConfigView) -> Architecture:
     section = text_view(config, "", "llm_config" if isinstance(config.data.get("llm_config"), dict) else "text_config")
     text = language_model(section)
     vision = config.section("vision_config", "intern_vit_6b")
-    select = config.raw("select_layer", -1)
+    select = config.integer("select_layer", -1)
     depth = vision.layers("num_hidden_layers") + select + 1 if select < 0 else select + 1
     width, output = _merged_width(config, vision), text.text.hidden_size
     projector = norm("mlp1.0", width, "every", bias=True)
