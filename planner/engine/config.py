@@ -11,7 +11,7 @@ class EngineConfig(Value):
     """What VllmConfig holds after resolution, as far as memory depends on it. One candidate of a search.
 
     `kv_cache_dtype` is the flag after checkpoint defaults ("auto" stays "auto"); `kv_torch_dtype` the dtype of the
-    cache tensors. `block_size` is the attention block size before hybrid enlargement (planner.memory.kv_cache does
+    cache tensors. `block_size` is the attention block size before hybrid enlargement (planner.memory.kv_blocks does
     that). `max_concurrent_batches`: 1 without asynchronous scheduling and pipeline parallelism, else as
     vllm/config/vllm.py max_concurrent_batches. `mm_limits`: items per prompt by modality, only those the model has.
     `quantization` is the method vLLM ends with (None: unquantized).
