@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from dataclasses import dataclass
+from functools import cached_property
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -22,14 +23,15 @@ from planner.model.modules import (
     StateSpace,
 )
 from planner.model.spec import ModelSpec
-from planner.sharding.rank import RankShare
+from planner.sharding.rank import RankShare, Tensor
 
 FP8_CACHE = ("fp8", "fp8_e4m3")
 """Cache dtypes for which the query is quantized too (vLLM 0.26.0 layers/attention/attention.py:468)."""
 
 
-class DecoderLayer(Struct, frozen=True):
-    """The modules of one decoder layer, in vLLM's order."""
+@dataclass(frozen=True, eq=False)
+class DecoderLayer:
+    """The modules of one decoder layer, in vLLM's order; which of them plays which part is looked up once."""
 
     index: int
     modules: tuple[Module, ...]
@@ -47,31 +49,31 @@ class DecoderLayer(Struct, frozen=True):
             raise self.unsupported(suffix)
         return found
 
-    @property
+    @cached_property
     def qkv(self) -> QKVLinear | None:
         return next((m for m in self.modules if isinstance(m, QKVLinear)), None)
 
-    @property
+    @cached_property
     def attention(self) -> Attention | None:
         return next((m for m in self.modules if isinstance(m, Attention)), None)
 
-    @property
+    @cached_property
     def state_space(self) -> StateSpace | None:
         return next((m for m in self.modules if isinstance(m, StateSpace)), None)
 
-    @property
+    @cached_property
     def mla(self) -> MLAProjection | None:
         return next((m for m in self.modules if isinstance(m, MLAProjection)), None)
 
-    @property
+    @cached_property
     def experts(self) -> FusedMoE | None:
         return next((m for m in self.modules if isinstance(m, FusedMoE)), None)
 
-    @property
+    @cached_property
     def has_qk_norm(self) -> bool:
         return any(isinstance(m, Parameter) and m.name.endswith("q_norm.weight") for m in self.modules)
 
-    @property
+    @cached_property
     def out_projection(self) -> Linear | None:
         """The row-parallel layer that follows the fused QKV."""
         seen = False
@@ -81,7 +83,7 @@ class DecoderLayer(Struct, frozen=True):
                 return module
         return None
 
-    @property
+    @cached_property
     def router(self) -> Linear | None:
         if self.experts is None:
             return None
@@ -89,11 +91,11 @@ class DecoderLayer(Struct, frozen=True):
             (m for m in self.modules if isinstance(m, Linear) and m.name.rsplit(".", 1)[-1] in ("gate", "router")), None
         )
 
-    @property
+    @cached_property
     def shared_gate(self) -> Linear | None:
         return self.linear("shared_expert_gate")
 
-    @property
+    @cached_property
     def shared(self) -> tuple[Linear, Linear] | None:
         """Up and down projection of the shared experts."""
         return _pair(
@@ -106,7 +108,7 @@ class DecoderLayer(Struct, frozen=True):
             ]
         )
 
-    @property
+    @cached_property
     def mlp(self) -> tuple[Linear, Linear] | None:
         """Up and down projection of a dense feed-forward layer."""
         out = self.out_projection
@@ -137,22 +139,22 @@ class DecoderLayer(Struct, frozen=True):
             ]
         )
 
-    @property
+    @cached_property
     def mixes(self) -> bool:
         """Whether the layer has attention or a recurrent state."""
         return self.attention is not None or self.state_space is not None
 
-    @property
+    @cached_property
     def is_plain_attention(self) -> bool:
         """Attention with a fused projection, or latent attention."""
         return self.qkv is not None or self.mla is not None
 
-    @property
+    @cached_property
     def has_one_part(self) -> bool:
         """A layer that only mixes tokens, or is only a feed-forward layer (Nemotron-H, Mamba)."""
         return not (self.mixes and (self.experts is not None or self.mlp is not None))
 
-    @property
+    @cached_property
     def feed_forward_name(self) -> str:
         return "experts" if self.experts is not None else "MLP"
 
@@ -284,28 +286,39 @@ def deepstack_levels(model: ModelSpec) -> int:
 _DEEPSTACK = "deepstack_merger_list."
 
 
-@once
 def decoder_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
     """The language model's layers that this rank holds."""
-    found: dict[int, list[Module]] = {index: [] for index in share.layers}
+    return _decoder_layers(model, share.layers)
+
+
+@once
+def _decoder_layers(model: ModelSpec, indices: range | tuple[int, ...]) -> tuple[DecoderLayer, ...]:
+    found: dict[int, list[Module]] = {index: [] for index in indices}
     for module in model.modules:
         if module.component == "language_model" and isinstance(module.placement, int) and module.placement in found:
             found[module.placement].append(module)
     return tuple(DecoderLayer(index, tuple(modules)) for index, modules in found.items())
 
 
-@once
 def replayed_layers(model: ModelSpec, share: RankShare) -> tuple[DecoderLayer, ...]:
     """The rank's layers without the middle of long repetitions: they allocate, peak and leave what all layers do."""
-    layers = decoder_layers(model, share)
+    return _replayed_layers(model, share.layers, share.loaded)
+
+
+@once
+def _replayed_layers(
+    model: ModelSpec, indices: range | tuple[int, ...], loaded: tuple[Tensor, ...]
+) -> tuple[DecoderLayer, ...]:
+    layers = _decoder_layers(model, indices)
     special = deepstack_levels(model)
     stored: dict[int | None, list[tuple[object, ...]]] = {}
-    module = suffix = ""
-    for tensor in share.loaded:
+    module, suffix = None, ""
+    for tensor in loaded:
         if tensor.module != module:
             module = tensor.module
             suffix = module.rpartition(f".{tensor.layer}.")[2]
-        stored.setdefault(tensor.layer, []).append((suffix, tensor.name, tensor.shape, tensor.dtype))
+            same_layer = stored.setdefault(tensor.layer, []).append
+        same_layer((suffix, tensor.name, tensor.shape, tensor.dtype))
     kinds = [
         (
             position < special,

@@ -109,10 +109,8 @@ class _Runs(dict[str, LinearRun]):
     def __init__(self, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
         super().__init__()
         self._config = config
-        self._modules = {m.name: m for m in model.modules if isinstance(m, _WithRun)}
-        self._stored: dict[str, dict[str, Tensor]] = {}
-        for tensor in share.loaded:
-            self._stored.setdefault(tensor.module, {})[tensor.name] = tensor
+        self._modules = _modules_with_run(model)
+        self._stored = _by_module(share.loaded)
         self._adapters = adapter_runs(share, config) if share.adapters else {}
 
     def __missing__(self, name: str) -> LinearRun:
@@ -121,6 +119,23 @@ class _Runs(dict[str, LinearRun]):
             run = replace(run, adapters=self._adapters[name])
         self[name] = run
         return run
+
+
+@once
+def _modules_with_run(model: ModelSpec) -> dict[str, Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding]:
+    return {module.name: module for module in model.modules if isinstance(module, _WITH_RUN)}
+
+
+@once
+def _by_module(tensors: tuple[Tensor, ...]) -> dict[str, dict[str, Tensor]]:
+    found: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors:
+        known = found.get(tensor.module)
+        if known is None:
+            found[tensor.module] = {tensor.name: tensor}
+        else:
+            known[tensor.name] = tensor
+    return found
 
 
 def linear_runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[str, LinearRun]:
@@ -133,7 +148,7 @@ def _runs(model: ModelSpec, share: RankShare, config: EngineConfig) -> Mapping[s
     return _Runs(model, share, config)
 
 
-_WithRun = (Linear, QKVLinear, FusedMoE, LMHead, VocabEmbedding)
+_WITH_RUN = (Linear, QKVLinear, FusedMoE, LMHead, VocabEmbedding)
 
 
 def _input_size(module: Linear | QKVLinear | FusedMoE | LMHead | VocabEmbedding, config: EngineConfig) -> int:
