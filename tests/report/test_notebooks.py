@@ -25,8 +25,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _shown(notebook: dict[str, Any]) -> list[list[tuple[str, ...]]]:
-    """What each code cell shows, by kind: the figures move with the planner's constants, the kinds do not. Printed lines
-    count once: how many pieces they arrive in is the kernel's affair."""
+    """What each code cell shows, by kind: the figures move with the planner's constants, the kinds do not. Lines
+    printed count once: how many pieces they arrive in is the kernel's affair."""
     return [
         [
             kind
