@@ -125,7 +125,13 @@ def is_excluded_by_wildcard(name: str, excluded: Collection[str], fused: Mapping
     for entry in excluded:
         if entry != name and (entry in name or entry in inner):
             return True
-    return any(fnmatch(name, entry) for entry in excluded)
+    return name in excluded or any(fnmatch(name, entry) for entry in _wildcards(tuple(excluded)))
+
+
+@lru_cache(maxsize=16)
+def _wildcards(entries: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that match more than themselves: a checkpoint may list every layer by name."""
+    return tuple(entry for entry in entries if any(sign in entry for sign in "*?["))
 
 
 def equal_or_regex(name: str, target: str) -> bool:
