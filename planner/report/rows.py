@@ -209,3 +209,10 @@ def variant_rows(flag: str, assessments: Sequence[tuple[str, Assessment]]) -> li
         {**who(item.estimate), "flag": flag, "value": value, **estimate_cells(item.estimate)}
         for value, item in assessments
     ]
+
+
+def int_of(row: Row, name: str) -> int:
+    """A cell that holds a whole number."""
+    value = row[name]
+    assert isinstance(value, int)
+    return value

@@ -179,3 +179,15 @@ def png(axes: Axes, theme: Theme) -> bytes:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def box(theme: Theme) -> dict[str, object]:
+    """Paper behind a label, so that lines do not run through it."""
+    return {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.0}
+
+
+def empty(axes: Axes, text: str) -> Axes:
+    """A picture of nothing but a sentence."""
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes)
+    axes.set_axis_off()
+    return axes

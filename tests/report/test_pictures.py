@@ -18,7 +18,7 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from planner.memory.assess import Assessment
-from planner.report import figures
+from planner.report import bar_figures, figures
 from planner.report.compare_figure import differences
 from planner.report.compare_figure import plans as plans_side_by_side
 from planner.report.rows import StageLedger, breakdown_rows
@@ -201,7 +201,7 @@ def test_picture(name: str, theme: Theme, request: pytest.FixtureRequest) -> Non
 def test_ledger_picture(
     theme: Theme, text_plan: Assessment, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr(figures, "stage_ledgers", lambda _: (StageLedger(0, "0-3", BYTES),))
+    monkeypatch.setattr(bar_figures, "stage_ledgers", lambda _: (StageLedger(0, "0-3", BYTES),))
     _matches(
         f"ledger_{theme.name}", png(figures.ledger(text_plan, theme), theme), request.config.getoption("--rewrite")
     )
