@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from planner.cli import loadtest
 from planner.cli.main import main
 from planner.monitor import session as monitor_session
 from planner.monitor.sample import CardUse
+from tests.loopback import Loopback
 
 METRICS = (Path(__file__).resolve().parent.parent / "data" / "monitor" / "v0_26_0_qwen25_vl_7b.txt").read_bytes()
 GIB = 1 << 30
 
 
-class StandIn:
+class StandIn(Loopback):
     """A server that streams `max_tokens` tokens to every request, unless `behave` says otherwise.
 
     `behave`: hang, refuse (status 400), garbage, no json, break (half an answer), error (an event of the stream), fail
@@ -28,12 +29,12 @@ class StandIn:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.behave = ""
         self.asked: list[tuple[str, dict[str, Any], str | None]] = []
         self.at_once = self.most_at_once = 0
         self.gap_s = 0.001
         self.dies_after: int | None = None
-        self.stopped = threading.Event()
         self.lock = threading.Lock()
         stand_in = self
 
@@ -114,17 +115,7 @@ class StandIn:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.stopped.set()
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        self.serve(Handler)
 
 
 @pytest.fixture

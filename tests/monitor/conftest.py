@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from planner.cli.main import main
 from planner.monitor.planned import Planned
 from planner.monitor.scrape import Server
+from tests.loopback import Loopback
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "monitor"
 GIB = 1 << 30
@@ -28,16 +28,16 @@ def recorded() -> Callable[[str], str]:
     return _recorded
 
 
-class StandIn:
+class StandIn(Loopback):
     """A server whose next answers are set by the test: `body`, `status`, `pause` before and `drip` between bytes.
 
     `script`: (status, body, pause) of the answers to come, one after the other, before those.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.body, self.status, self.pause, self.drip = _recorded("v1_qwen3_0.6b.txt").encode(), 200, 0.0, 0.0
         self.script: list[tuple[int, bytes, float]] = []
-        self.stopped = threading.Event()
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,17 +60,7 @@ class StandIn:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.stopped.set()
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
+        self.serve(Handler)
 
 
 @pytest.fixture
