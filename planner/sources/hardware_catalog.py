@@ -13,7 +13,7 @@ from msgspec import ValidationError
 from planner.errors import InputError
 from planner.hardware.spec import GpuSpec
 from planner.sources.catalog_files import CatalogText, catalog_texts
-from planner.sources.yaml_stream import Document, split_documents
+from planner.sources.yaml_stream import Document, documents_by_name, split_documents
 from planner.units import MIB
 
 _RESERVED_MIB = ((32 << 10, 512), (48 << 10, 672))
@@ -40,11 +40,7 @@ class HardwareCatalog:
 
     @cached_property
     def _by_name(self) -> dict[str, Document]:
-        found: dict[str, Document] = {}
-        for document in self._documents:
-            for name in _names(document):
-                found.setdefault(normalized(name), document)
-        return found
+        return documents_by_name(self._documents, _names, normalized)
 
     def find(self, name: str) -> GpuSpec:
         """The GPU that goes by `name` (name, alias or the driver's name; case and "NVIDIA" do not matter).

@@ -13,7 +13,7 @@ from planner.model.spec import ModelFiles
 from planner.sources.catalog_files import CatalogText, catalog_texts
 from planner.sources.json_file import check_values
 from planner.sources.model_folder import assemble
-from planner.sources.yaml_stream import Document, split_documents
+from planner.sources.yaml_stream import Document, documents_by_name, split_documents
 
 _SIDE = {
     "processor": "preprocessor",
@@ -45,11 +45,7 @@ class ModelCatalog:
 
     @cached_property
     def _by_name(self) -> dict[str, Document]:
-        found: dict[str, Document] = {}
-        for document in self._documents:
-            for name in _names(document):
-                found.setdefault(name.casefold(), document)
-        return found
+        return documents_by_name(self._documents, _names, str.casefold)
 
     def find(self, reference: str) -> ModelFiles | None:
         """The model with this id or alias (case does not matter), None when the catalog has none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import yaml
@@ -104,6 +104,17 @@ def split_documents(text: str, where: str) -> Iterator[Document]:
             names = _header_names(text[start : min(end, start + _HEAD_CHARACTERS)])
             yield Document(where=where, stream=text, start=start, end=end, names=names)
         start = next_start
+
+
+def documents_by_name(
+    documents: Iterable[Document], names: Callable[[Document], Iterable[str]], compared: Callable[[str], str]
+) -> dict[str, Document]:
+    """The documents by each of their names as `compared`; where several have a name, the first of them."""
+    found: dict[str, Document] = {}
+    for document in documents:
+        for name in names(document):
+            found.setdefault(compared(name), document)
+    return found
 
 
 def _bounds(text: str) -> Iterator[tuple[int, int]]:
