@@ -249,7 +249,7 @@ def _without_small(steps: Iterable[int]) -> tuple[list[int], int]:
             numbers.append(count)
             count += 1
         elif step >= 0:
-            size = round_up(step, MIN_BLOCK_BYTES)
+            size = (step + MIN_BLOCK_BYTES - 1) & -MIN_BLOCK_BYTES
             allocated += size
             numbers.append(~size)
         elif (number := numbers[~step]) >= 0:

@@ -36,9 +36,9 @@ class Stage(Struct, frozen=True):
 
     def bytes(self, tokens: Any, seqs: Any) -> Any:
         return (
-            sum(tensor.bytes_per_token for tensor in self.tensors) * tokens
-            + sum(tensor.bytes_per_seq for tensor in self.tensors) * seqs
-            + sum(tensor.constant_bytes for tensor in self.tensors)
+            sum([tensor.bytes_per_token for tensor in self.tensors]) * tokens
+            + sum([tensor.bytes_per_seq for tensor in self.tensors]) * seqs
+            + sum([tensor.constant_bytes for tensor in self.tensors])
         )
 
 
@@ -276,5 +276,5 @@ def _add(total: tuple[int, int, int], tensor: LiveTensor, sign: int) -> tuple[in
     )
 
 
-def _covers(one: tuple[int, int, int], other: Iterable[int]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True))
+def _covers(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    return one[0] >= other[0] and one[1] >= other[1] and one[2] >= other[2]

@@ -94,7 +94,9 @@ def kv_tables(model: ModelSpec, config: EngineConfig, block_sizes: tuple[int, ..
 
 def total_bytes(tensors: tuple[LiveTensor, ...], tokens: Any, seqs: Any) -> Any:
     """Sum of the tensors at a batch size. Takes ints or numpy arrays."""
-    return sum((tensor.bytes(tokens, seqs) for tensor in tensors), 0)
+    each_token = sum([tensor.bytes_per_token for tensor in tensors])
+    each_seq = sum([tensor.bytes_per_seq for tensor in tensors])
+    return each_token * tokens + each_seq * seqs + sum([tensor.constant_bytes for tensor in tensors])
 
 
 def _v2_inputs(config: EngineConfig) -> tuple[LiveTensor, ...]:

@@ -146,5 +146,5 @@ def _verdicts(longest: Ints, lengths: Ints, refusals: tuple[Bools, Bools, Bools]
     late, heavy, over = refusals
     result = np.where(lengths[None, None, :] > longest[:, :, None], np.int8(3), np.int8(0))
     for code, mask in ((4, over & (longest > 0)), (2, heavy), (1, late)):
-        result = np.where(mask[:, :, None], np.int8(code), result)
+        result[mask] = code
     return result
