@@ -96,6 +96,14 @@ def catalog_by_catalog(names: tuple[str, ...], jobs: int) -> int:
         return sum(pool.map(choices, names))
 
 
+def verdicts(names: tuple[str, ...], jobs: int) -> int:
+    """The same cards and counts, held or not by which layout; the verdicts given."""
+    options = SearchOptions(args=EngineArgs(max_model_len=4096), workload=Workload(concurrency=4))
+    request = api.Request(model=names[0], gpus="", offline=True)
+    found = api.fits(request, options, models=names[1:], jobs=jobs)
+    return sum(len(fits) for fits in found.values() if not isinstance(fits, str))
+
+
 def _least(rounds: int, work: Callable[[], int]) -> tuple[int, float, float]:
     return min((timed(work) for _ in range(rounds)), key=lambda found: found[2])
 
@@ -123,11 +131,12 @@ def main() -> None:
         ratio = each[2] / each[0] * count / processor
         told = "" if name == "import numpy" else f"{ratio:,.0f}x"
         print(f"{name:36s} {count:10,d} {wall:8.2f} {processor:8.2f} {processor / unit[2]:8.1f} {told:>22s}")
-    count, wall, processor = timed(lambda: catalog_by_catalog(names, asked.jobs))
-    what = f"select, {len(names)} models, every card"
-    print(f"{what:36s} {count:10,d} {wall:8.2f} {processor:8.2f} {processor / unit[2]:8.1f}")
-    if len(names) < WHOLE_CATALOG:
-        print(f"  at this pace {WHOLE_CATALOG} models take {wall * WHOLE_CATALOG / len(names):,.0f} s")
+    for what, work in (("select", catalog_by_catalog), ("fits", verdicts)):
+        count, wall, processor = timed(lambda work=work: work(names, asked.jobs))  # type: ignore[misc]
+        what = f"{what}, {len(names)} models, every card"
+        print(f"{what:36s} {count:10,d} {wall:8.2f} {processor:8.2f} {processor / unit[2]:8.1f}")
+        if len(names) < WHOLE_CATALOG:
+            print(f"  at this pace {WHOLE_CATALOG} models take {wall * WHOLE_CATALOG / len(names):,.0f} s")
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"most memory of a process: {most / 1024:.0f} MiB")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from planner.report.speed import SpeedAnswer
     from planner.report.sweep import Axis, Pairs
     from planner.search.analysis import Analysis
+    from planner.search.select_fits import Fit
 
 DEFAULT_VERSION = "0.26.0"
 """The newest release verified on hardware."""
@@ -88,6 +89,7 @@ def load_spec(request: Request) -> ModelSpec:
 
     return attach_draft(
         model,
+        files,
         request.args.speculative_config,
         lambda name: load_files(request.model_copy(update={"model": name})),
     )
@@ -258,6 +260,50 @@ def select(
     load = f"{concurrency} requests of {options.args.max_model_len:,} tokens"
     title = f"{', '.join(names)}; {load}, vLLM {request.version}"
     return Selection(title, rows, concurrency, tuple(dict.fromkeys(notes)))
+
+
+def fits(
+    request: Request,
+    options: SearchOptions,
+    *,
+    models: Sequence[str] = (),
+    only: Sequence[str] = (),
+    max_count: int = 16,
+    jobs: int = 1,
+) -> dict[str, tuple[Fit, ...] | str]:
+    """Which cards hold the workload of `options`, for the request's model and `models`: the verdicts of `select`,
+    several times as fast and without its figures; for a model that is refused or not supported, why.
+
+    `jobs`: processes to share the models, where the machine allows any.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from functools import partial
+
+    names = tuple(dict.fromkeys((request.model, *models)))
+    answer = partial(_fits, request, options, tuple(only), max_count)
+    if jobs > 1 and len(names) > 1:
+        try:
+            with ProcessPoolExecutor(min(jobs, len(names))) as pool:
+                return dict(zip(names, pool.map(answer, names, chunksize=4), strict=True))
+        except (OSError, BrokenProcessPool):
+            pass
+    return {name: answer(name) for name in names}
+
+
+def _fits(
+    request: Request, options: SearchOptions, only: tuple[str, ...], max_count: int, name: str
+) -> tuple[Fit, ...] | str:
+    from planner.search.select_fits import fits as decide
+    from planner.sources.hardware_catalog import load_hardware_catalog
+
+    catalog = load_hardware_catalog(request.hardware_catalogs)
+    cards = [catalog.find(card) for card in only] or list(catalog.all())
+    try:
+        model = load_spec(request.model_copy(update={"model": name}))
+        return decide(model, cards, options, request.version, max_count=max_count)
+    except (UnsupportedError, Rejected) as refused:
+        return str(refused)
 
 
 def sweep(

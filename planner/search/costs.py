@@ -46,6 +46,11 @@ class StageCosts:
     profile_peak: Ints
     device: Callable[[], tuple[Ints, Ints]]
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether `beside_cache` and `encoder` have been worked out."""
+        return "_device" in self.__dict__
+
     @cached_property
     def _device(self) -> tuple[Ints, Ints]:
         return self.device()
