@@ -19,6 +19,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "fuzz")]
 
+if "--atheris" in sys.argv:
+    import atheris
+
+    with atheris.instrument_imports(include=["planner"]):
+        import targets  # noqa: F401
+
 from campaign import Report, attempt  # noqa: E402
 from targets import TARGETS, TOLD  # noqa: E402
 
@@ -33,8 +39,6 @@ def keep(report: Report) -> None:
 
 def guided(target: str, options: list[str]) -> None:
     """Let atheris choose the bytes; the corpus's inputs of the target are its seeds."""
-    import atheris
-
     run = TARGETS[target][0]
 
     def one(data: bytes) -> None:
@@ -43,7 +47,6 @@ def guided(target: str, options: list[str]) -> None:
         except TOLD:
             return
 
-    atheris.instrument_all()
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
