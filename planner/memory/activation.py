@@ -11,9 +11,9 @@ from planner.memory.compiled import CompiledForward
 from planner.memory.drafting import write_drafting
 from planner.memory.forward import Forward
 from planner.memory.layers import batchless
-from planner.memory.multimodal.encoder import profiled_encoder
+from planner.memory.multimodal.encoder import profiled_encoder, profiles_encoder
 from planner.memory.once import once_each
-from planner.memory.program import LiveTensor, Program, Stage
+from planner.memory.program import LiveTensor, Part, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.memory.step import Step
 from planner.model.spec import ModelSpec
@@ -46,6 +46,25 @@ def profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) ->
 
     Source: vLLM 0.26.0 v1/worker/gpu/model_runner.py:673 (V2), v1/worker/gpu_model_runner.py:6364 (V1).
     """
+    if not is_written_alike(model, config) or profiles_encoder(model, share, config):
+        return _profile_program(model, share, config)
+    program = Program()
+    program.use(_profile_part(model, share, batchless(model, config)))
+    return program
+
+
+def is_written_alike(model: ModelSpec, config: EngineConfig) -> bool:
+    """Whether the V2 runner's programs are the same for all batch sizes: without drafts and adapters."""
+    plain = model.draft is None and config.speculative_method is None and not config.enable_lora
+    return plain and config.model_runner == "v2"
+
+
+@once_each(kept=16)
+def _profile_part(model: ModelSpec, share: RankShare, config: EngineConfig) -> Part:
+    return _profile_program(model, share, config).part()
+
+
+def _profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) -> Program:
     program = Program()
     v2 = config.model_runner == "v2"
     encoded = profiled_encoder(program, model, share, config)

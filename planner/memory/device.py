@@ -14,13 +14,14 @@ from msgspec.structs import replace
 
 from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
-from planner.memory.activation import forward_of, profile_program
+from planner.memory.activation import forward_of, is_written_alike, profile_program
 from planner.memory.adapters import adapter_indices
 from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, CachingAllocator, loaded
 from planner.memory.constants import Measured
 from planner.memory.drafting import write_drafting
-from planner.memory.layers import load_traits, takes_media
-from planner.memory.program import LiveTensor, Program
+from planner.memory.layers import batchless, load_traits, takes_media
+from planner.memory.once import once_each
+from planner.memory.program import LiveTensor, Part, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
 from planner.memory.step import Step
@@ -158,19 +159,11 @@ class Boot:
         return query_tokens <= _DECODE_TOKENS.get(self.config.attention_backend, 1)
 
     def _request_step(self, tokens: int, step: Step, *, prefill: bool) -> Program:
+        prompts = tokens if prefill else 0
+        if not is_written_alike(self.model, self.config):
+            return _request_program(self.model, self.share, self.config, step, prompts)
         program = Program()
-        index = batch_index(program)
-        forward = forward_of(self.model, self.share, self.config)
-        if takes_media(self.model, self.config) and self.share.pp_rank == 0:
-            program.free(program.alloc("token embeddings", token=forward.hidden))
-        hidden = forward.write(program, step)
-        if self._last:
-            sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
-            head = head_of(self.model, self.share, self.config)
-            warm_up_sample_v2(program, head, prefill=prefill, rows=tokens)
-            program.free(sampled)
-        write_drafting(program, self.model, self.share, self.config, tuple(forward.kept.handles))
-        program.free(*index, hidden)
+        program.use(_request_part(self.model, self.share, batchless(self.model, self.config), step, prompts))
         return program
 
     def _warm_up_v1(self) -> None:
@@ -197,6 +190,31 @@ class Boot:
 
     def _replay(self, program: Program, tokens: int, seqs: int) -> None:
         program.replay(self.allocator, tokens, seqs, self._kept)
+
+
+@once_each(kept=32)
+def _request_part(model: ModelSpec, share: RankShare, config: EngineConfig, step: Step, prompt_tokens: int) -> Part:
+    return _request_program(model, share, config, step, prompt_tokens).part()
+
+
+def _request_program(
+    model: ModelSpec, share: RankShare, config: EngineConfig, step: Step, prompt_tokens: int
+) -> Program:
+    """A warm-up step of the V2 runner: a prefill of so many tokens, or with 0 a decode step."""
+    program = Program()
+    index = batch_index(program)
+    forward = forward_of(model, share, config)
+    if takes_media(model, config) and share.pp_rank == 0:
+        program.free(program.alloc("token embeddings", token=forward.hidden))
+    hidden = forward.write(program, step)
+    if share.pp_rank == share.pipeline_parallel_size - 1:
+        sampled = program.alloc("hidden states of the sampled rows", seq=forward.hidden)
+        head = head_of(model, share, config)
+        warm_up_sample_v2(program, head, prefill=prompt_tokens > 0, rows=prompt_tokens)
+        program.free(sampled)
+    write_drafting(program, model, share, config, tuple(forward.kept.handles))
+    program.free(*index, hidden)
+    return program
 
 
 def cuda_context_bytes(model: ModelSpec, config: EngineConfig) -> Measured:
