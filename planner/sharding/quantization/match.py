@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from fnmatch import fnmatch
+from fnmatch import translate
 from functools import lru_cache
 
 from planner.errors import InputError
@@ -125,13 +125,14 @@ def is_excluded_by_wildcard(name: str, excluded: Collection[str], fused: Mapping
     for entry in excluded:
         if entry != name and (entry in name or entry in inner):
             return True
-    return name in excluded or any(fnmatch(name, entry) for entry in _wildcards(tuple(excluded)))
+    return name in excluded or _wildcards(tuple(excluded)).match(name) is not None
 
 
 @lru_cache(maxsize=16)
-def _wildcards(entries: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that match more than themselves: a checkpoint may list every layer by name."""
-    return tuple(entry for entry in entries if any(sign in entry for sign in "*?["))
+def _wildcards(entries: tuple[str, ...]) -> re.Pattern[str]:
+    """Those that match more than themselves, as one pattern: a checkpoint may list every layer by name."""
+    wild = [translate(entry) for entry in entries if any(sign in entry for sign in "*?[")]
+    return re.compile("|".join(wild) or "(?!)")
 
 
 def equal_or_regex(name: str, target: str) -> bool:
