@@ -10,7 +10,8 @@ are exact; two things are bounded:
   encoder's peak), by an engine of the same model that was replayed: ALIKE and OTHER say how far others may lie from it.
 
 Where the bounds leave an answer open, the engine is replayed as for `select`. The guards are not proven: they are wider
-than what the catalog's models show, and the verdicts were compared with those of `select` on a third of the catalog.
+than what the catalog's models show, and the verdicts were compared with those of `select` on a third of the catalog
+(docs/benchmarks.md).
 """
 
 from __future__ import annotations
