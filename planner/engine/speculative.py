@@ -26,7 +26,7 @@ _METHODS = (
 )
 _WITHOUT_WEIGHTS = ("ngram", "suffix")
 _SUFFIX_TREE_DEPTH = 24
-_WITH_MODEL = ("eagle", "eagle3", "draft_model")
+_WITH_MODEL = ("eagle", "eagle3", "draft_model", "mtp")
 _KNOWN_KEYS = frozenset(
     {
         "method",
@@ -81,7 +81,9 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     count = config.get("num_speculative_tokens")
     if count is None and method == "suffix":
         count = config.get("suffix_decoding_max_tree_depth", _SUFFIX_TREE_DEPTH)
-    if count is None and method in _WITH_MODEL:
+    if method == "mtp" and model.draft is not None:
+        count = _predicted(config, count, model.draft.layers)
+    if count is None and method in _WITH_MODEL and method != "mtp":
         raise reject("flag", "A speculative model was provided, but `num_speculative_tokens` was not provided")
     if count is None:
         raise reject(
@@ -92,6 +94,16 @@ def resolve_speculation(args: EngineArgs, model: ModelSpec) -> Speculation:
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
         raise reject("flag", f"Expected num_speculative_tokens to be greater than zero ({count}).")
     return Speculation(method=method, num_speculative_tokens=count)
+
+
+def _predicted(config: dict[str, Any], count: Any, layers: int) -> Any:
+    """Tokens that predictors draft: as many as there are where the model is named and they are not. Source: vLLM 0.26.0
+    config/speculative.py:682, 964."""
+    if count is None and config.get("model") is not None:
+        return layers
+    if isinstance(count, int) and count > layers and count % layers:
+        raise reject("flag", f"num_speculative_tokens:{count} must be divisible by n_predict={layers}")
+    return count
 
 
 def _refuse_lookup(config: dict[str, Any]) -> None:
@@ -128,7 +140,9 @@ def _refuse_draft(config: dict[str, Any], args: EngineArgs, model: ModelSpec, me
         raise UnsupportedError(part, f"EAGLE-3 drafting for {model.architecture} is not supported by this planner")
     if args.pipeline_parallel_size > 1:
         raise UnsupportedError(part, "a draft model beside pipeline parallelism is not supported by this planner")
-    if model.is_multimodal:
+    if method == "mtp" and args.kv_cache_dtype.startswith("turboquant"):
+        raise UnsupportedError(part, "drafting by mtp with a turboquant cache is not supported by this planner")
+    if model.is_multimodal and method != "mtp":
         raise UnsupportedError(part, "a draft model for a multimodal target is not supported by this planner")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from planner.engine.config import EngineConfig
-from planner.memory.layers import FP8_CACHE, batchless
+from planner.memory.layers import FP8_CACHE, batchless, uses_mrope
 from planner.memory.linear import LinearRun, linear_runs
 from planner.memory.once import once
 from planner.memory.program import LiveTensor, Program
@@ -44,7 +44,7 @@ def draft_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, .
         return ()
     item = DTYPE_BYTES[config.dtype]
     if config.model_runner == "v1":
-        return _proposer_buffers(draft, config, item)
+        return _proposer_buffers(draft, config, item, 24 if uses_mrope(model) and draft.method == "mtp" else 8)
     return (
         LiveTensor("draft input tokens", bytes_per_token=4),
         LiveTensor("draft positions", bytes_per_token=8),
@@ -62,13 +62,13 @@ def draft_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, .
     )
 
 
-def _proposer_buffers(draft: Draft, config: EngineConfig, item: int) -> tuple[LiveTensor, ...]:
-    """V1's. Source: vLLM 0.26.0 v1/spec_decode/llm_base_proposer.py:167."""
-    masks = ("rejected tokens", "masked tokens") if draft.whole is not None else ()
+def _proposer_buffers(draft: Draft, config: EngineConfig, item: int, position: int) -> tuple[LiveTensor, ...]:
+    """V1's; `position`: bytes of a token's. Source: vLLM 0.26.0 v1/spec_decode/llm_base_proposer.py:167."""
+    masks = ("rejected tokens", "masked tokens") if draft.method == "draft_model" else ()
     longest = max(config.max_num_seqs + 1 - config.max_num_batched_tokens, 0)
     return (
         LiveTensor("draft input tokens", bytes_per_token=4),
-        LiveTensor("draft positions", bytes_per_token=8),
+        LiveTensor("draft positions", bytes_per_token=position, constant_bytes=position & 16),
         LiveTensor("draft hidden states", bytes_per_token=draft.hidden_size * item),
         LiveTensor("draft numbers", bytes_per_token=4, constant_bytes=4 * longest),
         *(LiveTensor(name, bytes_per_token=1) for name in masks),
@@ -84,6 +84,10 @@ def write_drafting(p: Program, model: ModelSpec, share: RankShare, config: Engin
     if model.draft is None:
         return
     p.stage("draft model")
+    if model.draft.method == "mtp":
+        _write_predictor(p, model, share, config)
+        p.free(*kept)
+        return
     if model.draft.model is not None:
         _write_model(p, model.draft.model, config)
         p.free(*kept)
@@ -102,6 +106,33 @@ def _write_model(p: Program, draft: ModelSpec, config: EngineConfig) -> None:
 
     config = batchless(draft, config)
     p.free(forward_of(draft, _share(draft, config), config).write(p, Step()))
+
+
+def _write_predictor(p: Program, model: ModelSpec, share: RankShare, config: EngineConfig) -> None:
+    """Embeddings, masked and normed, the states normed, both joined, and the layer on their projection, which stands
+    where a model has its embeddings. V2 samples a token a request from it. Source: vLLM 0.26.0
+    model_executor/models/deepseek_mtp.py:122, v1/spec_decode/llm_base_proposer.py:1621."""
+    from planner.memory.activation import forward_of
+
+    assert model.draft is not None
+    layer: ModelSpec = model.draft.whole
+    hidden = model.text.hidden_size * DTYPE_BYTES[config.dtype]
+    embeds = p.alloc("draft token embeddings", token=hidden)
+    masked = p.alloc("draft token embeddings, the first masked", token=hidden)
+    normed = p.alloc("normalized draft embeddings", token=hidden)
+    p.free(masked)
+    states = p.alloc("normalized hidden states of the target", token=hidden)
+    joined = p.alloc("draft embeddings and hidden states, joined", token=2 * hidden)
+    p.free(p.alloc("projected embeddings and states", token=hidden), joined)
+    settled = batchless(layer, config)
+    out = forward_of(layer, _share(layer, settled), settled).write(p, Step())
+    last = p.alloc("normalized draft hidden states", token=hidden)
+    p.free(normed, states, embeds)
+    if config.model_runner == "v2":
+        sampled = p.alloc("draft hidden states of the last tokens", seq=hidden)
+        logits = head_of(model, share, config).logits(p)
+        p.free(p.alloc("greedy draft tokens", seq=8), logits, sampled)
+    p.free(last, out)
 
 
 @once

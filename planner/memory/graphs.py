@@ -79,6 +79,8 @@ def draft_graph_bytes(model: ModelSpec, config: EngineConfig) -> int:
     mixed, whole = captured_graphs(config)
     if model.draft is None or not (mixed or whole):
         return 0
+    if config.model_runner == "v1" and model.draft.eager:
+        return 0
     if config.model_runner == "v1":
         return len(mixed) * model.draft.layers * measured.GRAPH_NODE_BYTES.value
     query = config.num_speculative_tokens + 1

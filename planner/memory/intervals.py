@@ -133,7 +133,7 @@ def _estimate(model: ModelSpec, share: RankShare, config: EngineConfig) -> Sprea
 def _unmeasured_peak(model: ModelSpec, config: EngineConfig) -> Spread:
     """Of passes that no boot had: a draft head, and adapters or a draft model in a compiled model, where inductor
     decides what a buffer shares. Two hidden states of the batch either way."""
-    head = model.draft is not None and model.draft.whole is None
+    head = model.draft is not None and model.draft.method != "draft_model"
     compiled = not config.enforce_eager and (config.enable_lora or model.draft is not None)
     if not (head or compiled):
         return Spread()

@@ -15,7 +15,8 @@ class Draft(Struct, frozen=True, kw_only=True):
 
     `words`: rows of its output head, the target's where it borrows that; `all_words`: those of its logits in the end.
     `target_layers`: before which layers of the target its hidden states are kept for the head (EAGLE-3). `joined`: how
-    many hidden states go into the projection. `whole`: the ModelSpec of a model of its own, None for a head.
+    many hidden states go into the projection. `whole`: the ModelSpec of a model of its own, or of one layer for
+    multi-token prediction; None for a head. `eager`: V1 captures no graphs of it (config/speculative.py:690).
     """
 
     method: str
@@ -32,9 +33,10 @@ class Draft(Struct, frozen=True, kw_only=True):
     max_model_len: int
     target_layers: tuple[int, ...] = ()
     whole: Any = None
+    eager: bool = False
 
     @property
     def model(self) -> ModelSpec | None:
-        """The model of its own that drafts."""
+        """The model of its own, or the one layer, that drafts."""
         whole: ModelSpec | None = self.whole
         return whole
