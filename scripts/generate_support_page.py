@@ -26,6 +26,7 @@ from planner.memory.multimodal.media import worst_items
 from planner.model.adapters import REFUSING, TRAITS
 from planner.model.build import architecture_of, build_model
 from planner.model.config_view import ConfigView
+from planner.model.mtp import FAMILIES as PREDICTING
 from planner.model.quantization import read_quantization
 from planner.model.registry import ARCHITECTURES
 from planner.model.spec import ModelFiles
@@ -288,7 +289,8 @@ def features(exact: Rows, measured: Rows) -> str:
         f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other than 0.26.0",
         "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config'))}; a dense `draft_model`: "
         f"{evidence(0, sum('draft' in boot for boot in adapters))}; `suffix`, and `eagle` and `eagle3` heads of "
-        f"Llama's kind: {DERIVED}; other drafts are not supported",
+        f"Llama's kind, and `mtp` of {', '.join(f'`{name}`' for name in PREDICTING)}: {DERIVED}; other drafts are not "
+        "supported",
         "AMD and other accelerators": "not supported",
     }
     return "## Features\n\n" + table(("feature", "evidence"), parallel.items())

@@ -50,7 +50,7 @@ _QWEN35 = _Family(
     model_types=("qwen3_5", "qwen3_5_moe"), count="mtp_num_hidden_layers", apart=True, prefix="mtp.layers",
     names=_QWEN_NAMES,
 )  # fmt: skip
-_FAMILIES: Mapping[str, _Family] = {
+FAMILIES: Mapping[str, _Family] = {
     "DeepseekV3ForCausalLM": _DEEPSEEK,
     "DeepseekV32ForCausalLM": _DEEPSEEK,
     "GlmMoeDsaForCausalLM": _DEEPSEEK,
@@ -65,11 +65,12 @@ _FAMILIES: Mapping[str, _Family] = {
     "Qwen3_5ForConditionalGeneration": _QWEN35,
     "Qwen3_5MoeForConditionalGeneration": _QWEN35,
 }  # fmt: skip
+"""By the target's class; a model_type outside the family's is one that vLLM finds no predictors for, or others."""
 
 
 def with_predictors(target: ModelSpec, files: ModelFiles) -> ModelSpec:
     """The target and the predictors of its config. Raises UnsupportedError for classes that are not laid out here."""
-    family = _FAMILIES.get(target.architecture)
+    family = FAMILIES.get(target.architecture)
     if family is None or target.model_type not in family.model_types:
         message = f"drafting by mtp with {target.architecture} ({target.model_type}) is not supported by this planner"
         raise UnsupportedError(_PART, message)
