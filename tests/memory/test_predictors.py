@@ -38,7 +38,7 @@ def drafting(count: int = 1, **more: Any) -> dict[str, Any]:
 def test_weights_and_cache_are_those_of_vllm_classes(tmp_path: Path, row: dict[str, Any]) -> None:
     found = plan(
         tmp_path, DATA["configs"][row["config"]], drafting(row["num_speculative_tokens"]),
-        tensor_parallel_size=row["tensor_parallel_size"],
+        tensor_parallel_size=row["tensor_parallel_size"], kv_cache_memory_bytes=60 << 30,
     )  # fmt: skip
     cache = found.estimate.kv_cache
     assert found.config is not None
@@ -47,6 +47,7 @@ def test_weights_and_cache_are_those_of_vllm_classes(tmp_path: Path, row: dict[s
     assert found.config.model_runner == row["runner"]
     assert found.estimate.per_gpu.parameter_bytes == row["target_parameter_bytes"] + row["predictor_parameter_bytes"]
     assert cache.bytes_per_block == row["bytes_per_block"]
+    assert cache.num_gpu_blocks == row["num_gpu_blocks"]
     assert [group.num_layers for group in cache.groups] == row["layers_of_groups"]
 
 
