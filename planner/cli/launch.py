@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from planner import api
-from planner.cli.launched import request_from_command, request_from_plan
+from planner.cli.launched import chosen_request
 from planner.cli.options import planning_options
 from planner.cli.output import Output, check_launch_form, write
 from planner.cli.shared_flags import CommandInstead, PlanInstead, Rank
@@ -33,14 +33,7 @@ def launch(
     Example: vplan launch --model Qwen/Qwen2.5-7B-Instruct --gpus l20:1 --max-model-len 8192 --form kubernetes
     """
     check_launch_form(form, "text")
-    if plan is not None and command is not None:
-        raise InputError("--plan and --command exclude each other")
-    if plan is not None:
-        request = request_from_plan(plan, rank, request)
-    elif command is not None:
-        request = request_from_command(command, request)
-    if not request.model:
-        raise InputError("--model, --plan or --command is missing")
+    request = chosen_request(plan, rank, command, request)
     if not request.gpus:
         raise InputError("--gpus is missing")
     found = api.estimate(request)

@@ -67,6 +67,24 @@ def request_of_plan_alone(file: str, rank: int, beside: Request) -> tuple[Reques
     return _request(plan, alone), () if plan.fitted is not None else (_PARTIAL,)
 
 
+def refuse_both(plan: Path | None, command: str | None) -> None:
+    """A plan's file and a pasted command say the same thing twice."""
+    if plan is not None and command is not None:
+        raise InputError("--plan and --command exclude each other")
+
+
+def chosen_request(plan: Path | None, rank: int, command: str | None, beside: Request) -> Request:
+    """What is asked about: plan number `rank` of a file, a pasted command, or the flags beside them."""
+    refuse_both(plan, command)
+    if plan is not None:
+        beside = request_from_plan(plan, rank, beside)
+    elif command is not None:
+        beside = request_from_command(command, beside)
+    if not beside.model:
+        raise InputError("--model, --plan or --command is missing")
+    return beside
+
+
 def command_of_plan(file: Path, rank: int) -> str:
     """The command line that one plan of `vplan.fit/1` states."""
     plan = read_plan_file(file, rank, f"--plan {file}")

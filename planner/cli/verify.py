@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from planner.cli.booting import BootSettings, boot_and_read, python_of
-from planner.cli.launched import command_of_plan, pixels, plain_argv, request_from_command, request_from_plan
+from planner.cli.launched import chosen_request, command_of_plan, pixels, plain_argv, refuse_both
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, write
 from planner.cli.shared_flags import CommandInstead, PlanInstead, Rank
@@ -55,17 +55,11 @@ def verify(
     """
     check_format(format)
     _check(boot, load_format, timeout, emulate)
-    if plan is not None and command is not None:
-        raise InputError("--plan and --command exclude each other")
+    refuse_both(plan, command)
     if static:
         _static(_words(request, plan, rank, command), request.version, python or python_of(vllm), output)
         return
-    if plan is not None:
-        request = request_from_plan(plan, rank, request)
-    elif command is not None:
-        request = request_from_command(command, request)
-    if not request.model:
-        raise InputError("--model, --plan or --command is missing")
+    request = chosen_request(plan, rank, command, request)
     args = request.args
     world = args.tensor_parallel_size * args.pipeline_parallel_size * args.data_parallel_size
     gpus = request.gpus or ("local" if emulate is None else f"{emulate}:{world}")

@@ -81,5 +81,9 @@ class EngineConfig(Value):
     def world_size(self) -> int:
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
+    def calibrated_bytes(self, term: str) -> int:
+        """What this machine's own logs add to a term."""
+        return dict(self.calibrated).get(term, 0)
+
     def environment(self, name: str, default: str) -> str:
         return dict(self.env).get(name, default)

@@ -256,7 +256,7 @@ def _reduction_buffer_bytes(tp: int) -> int:
 
 def non_torch_bytes(config: EngineConfig) -> int:
     """vLLM's non-torch memory: what the device has given outside PyTorch from then to the end of the profile run."""
-    return sum(term.value for term in non_torch_terms(config)) + dict(config.calibrated).get("non_torch_bytes", 0)
+    return sum(term.value for term in non_torch_terms(config)) + config.calibrated_bytes("non_torch_bytes")
 
 
 def non_torch_terms(config: EngineConfig) -> tuple[Measured, ...]:

@@ -66,7 +66,7 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     if any(layer.shared is not None for layer in decoder_layers(model, share)):
         stream += 2 * workspace
     pool = _pool_bytes(model, share, config, max((*mixed, *whole)))
-    calibrated = dict(config.calibrated).get("cuda_graph_actual_bytes", 0)
+    calibrated = config.calibrated_bytes("cuda_graph_actual_bytes")
     return splits + pool + nodes + stream + draft_graph_bytes(model, config) + calibrated
 
 

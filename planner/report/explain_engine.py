@@ -179,7 +179,7 @@ def _merged(stage: Stage) -> list[LiveTensor]:
 
 def _constants(deployment: Deployment, per_gpu: PerGpu) -> list[Figure]:
     measured = "planner/memory/measured_constants.py"
-    calibrated = dict(deployment.config.calibrated).get("non_torch_bytes", 0)
+    calibrated = deployment.config.calibrated_bytes("non_torch_bytes")
     plain = per_gpu.non_torch_bytes - calibrated
     return [
         Figure(

@@ -31,9 +31,9 @@ def calibrated(gpus: GpuPool, path: str | None) -> GpuPool:
     if path == NONE:
         return gpus
     file = default_path() if path is None else Path(path)
-    if path is not None and not file.is_file():
-        raise InputError(f"--calibration {path}: no such file")
     if not file.is_file():
+        if path is not None:
+            raise InputError(f"--calibration {path}: no such file")
         return gpus
     found = tuple(entry for entry in read_calibration(file) if entry.gpu == gpus.gpu.name)
     return gpus.model_copy(update={"gpu": replace(gpus.gpu, calibrations=found)}) if found else gpus

@@ -23,8 +23,23 @@ _CHUNK_DUMMY = 3000
 _GEMMA4_FRAME_MARKERS = 8
 
 
-class GlmRule(PatchRule, frozen=True):
-    """GLM-4V bounds an image as a video of one temporal patch; its dummy is whatever a huge square becomes."""
+class StillRule(PatchRule, frozen=True):
+    """The dummy image is `largest_size`, as for media that are no patches, and not the one of most features."""
+
+    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
+        return MediaRule.largest_image(self, width, height)
+
+
+class HugeSquareRule(StillRule, frozen=True):
+    """The dummy is whatever a huge square becomes."""
+
+    def largest_size(self) -> tuple[int, int]:
+        item = self.image(_HUGE, _HUGE)
+        return item.width, item.height
+
+
+class GlmRule(HugeSquareRule, frozen=True):
+    """GLM-4V bounds an image as a video of one temporal patch."""
 
     def image(self, width: int, height: int) -> MediaItem:
         temporal = self.rule.temporal_patch_size
@@ -35,13 +50,6 @@ class GlmRule(PatchRule, frozen=True):
     def video(self, width: int, height: int, frames: int) -> MediaItem:
         high, wide = self._at_least_one_cell(width, height)
         return super().video(wide, high, max(frames, self.rule.temporal_patch_size))
-
-    def largest_size(self) -> tuple[int, int]:
-        item = self.image(_HUGE, _HUGE)
-        return item.width, item.height
-
-    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
-        return MediaRule.largest_image(self, width, height)
 
     def largest_video(
         self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
@@ -68,15 +76,8 @@ class GlmRule(PatchRule, frozen=True):
         return int(height * scale), int(width * scale)
 
 
-class ErnieRule(PatchRule, frozen=True):
-    """ERNIE 4.5 VL: the dummy is what a huge square becomes; two frames of a video share their tokens."""
-
-    def largest_size(self) -> tuple[int, int]:
-        item = self.image(_HUGE, _HUGE)
-        return item.width, item.height
-
-    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
-        return MediaRule.largest_image(self, width, height)
+class ErnieRule(HugeSquareRule, frozen=True):
+    """ERNIE 4.5 VL: two frames of a video share their tokens."""
 
     def largest_video(
         self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
@@ -97,7 +98,7 @@ class ErnieRule(PatchRule, frozen=True):
         return self.rule.temporal_patch_size * max(1, room // pair_tokens)
 
 
-class KimiRule(PatchRule, frozen=True):
+class KimiRule(StillRule, frozen=True):
     """Kimi-VL shrinks to a number of patches and pads to whole cells; its dummy is 1024 x 1024."""
 
     def image(self, width: int, height: int) -> MediaItem:
@@ -111,9 +112,6 @@ class KimiRule(PatchRule, frozen=True):
 
     def largest_size(self) -> tuple[int, int]:
         return _KIMI_DUMMY, _KIMI_DUMMY
-
-    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
-        return MediaRule.largest_image(self, width, height)
 
 
 class ChunkRule(KimiRule, frozen=True):
@@ -160,7 +158,7 @@ class ChunkRule(KimiRule, frozen=True):
         )
 
 
-class PaddleRule(PatchRule, frozen=True):
+class PaddleRule(StillRule, frozen=True):
     """PaddleOCR-VL's dummy is the squarest image of the most whole cells."""
 
     def largest_size(self) -> tuple[int, int]:
@@ -169,9 +167,6 @@ class PaddleRule(PatchRule, frozen=True):
             raise InputError("config.json: the vision section's patches are larger than the largest image")
         high = int(sqrt(cells))
         return cells // high * self.factor, high * self.factor
-
-    def largest_image(self, width: int | None, height: int | None) -> LargestItem:
-        return MediaRule.largest_image(self, width, height)
 
 
 class MiniMaxRule(PatchRule, frozen=True):
