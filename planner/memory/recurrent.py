@@ -1,7 +1,8 @@
 """What the recurrent mixers other than Qwen's delta nets allocate in a profile run, where they compute no state.
 
-Source: vLLM 0.26.0 layers/mamba/{mamba_mixer,mamba_mixer2,short_conv}.py and gdn/{kimi,olmo}_gdn_linear_attn.py, the
-branches without attention metadata. Read from the source; no boot of these models was there to compare with.
+Source: vLLM 0.26.0 layers/mamba/{mamba_mixer,mamba_mixer2,short_conv}.py, gdn/{kimi,olmo}_gdn_linear_attn.py and
+linear/bailing_linear_attn.py, the branches without attention metadata. Read from the source; no boot of these models
+was there to compare with.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def write_recurrent(
     """The mixer of one layer; gives the handle of its output. `item`: bytes of an element; `hidden`: of a token's
     hidden state."""
     mixer = _mixer_linears(layer, state)
+    if state.kind == "linear_attention":
+        return _write_linear_attention(p, layer, mixer, linear, item=item, hidden=hidden, tp=tp)
     out = next((module for module in mixer if _last(module.name) in _OUTPUTS), None)
     inputs = [module for module in mixer if _last(module.name) in _INPUTS]
     if out is None or not inputs:
@@ -45,6 +48,29 @@ def write_recurrent(
     normed = p.alloc("gated output", token=inner)
     result = linear(p, out.name, "recurrent block output", hidden, reduced=True)
     p.free(core, normed, *held)
+    return result
+
+
+def _write_linear_attention(
+    p: Program, layer: DecoderLayer, mixer: list[Linear], linear: LinearWriter, *, item: int, hidden: int, tp: int
+) -> int:
+    """Ling 2.5's: query, key and value in float32, into an output that the caller has made (bailing_linear_attn.py)."""
+    named = {_last(module.name): module for module in mixer}
+    gate, dense = named.get("g_proj"), named.get("dense")
+    if gate is None or dense is None:
+        raise layer.unsupported("recurrent layers (linear_attention)")
+    inner = dense.input_size // tp
+    result = p.alloc("linear attention output", token=hidden)
+    projected = linear(p, f"{dense.name.rpartition('.')[0]}.query_key_value", "projected inputs", 3 * inner * item)
+    held = [p.alloc("projected inputs in float32", token=3 * inner * 4)]
+    p.free(projected)
+    held += [p.alloc(f"{name} in float32", token=inner * 4) for name in ("query", "key", "scaled query")]
+    core = p.alloc("recurrent output", token=inner * 4)
+    gated = linear(p, gate.name, "gate", inner * item)
+    normed = p.alloc("gated output", token=inner * 4)
+    p.free(core)
+    narrow = p.alloc("gated output in the model's dtype", token=inner * item)
+    p.free(normed, linear(p, dense.name, "recurrent block output", hidden, reduced=True), gated, narrow, *held)
     return result
 
 

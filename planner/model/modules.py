@@ -40,6 +40,7 @@ class Parameter(Module, frozen=True, kw_only=True):
 
     `dtype` None: the model's. `replicate_when_short`: a rank has one entry where there are fewer than ranks, as KV
     heads are replicated. `padded_to`: the rank's share of `shard_dim` is rounded up to a multiple of this.
+    `norm_groups`: groups of a norm that ranks have whole, so that tensor parallelism has to divide them.
     """
 
     shape: tuple[int, ...]
@@ -47,6 +48,7 @@ class Parameter(Module, frozen=True, kw_only=True):
     dtype: DType | None = None
     replicate_when_short: bool = False
     padded_to: int = 1
+    norm_groups: int | None = None
 
 
 class Buffer(Module, frozen=True, kw_only=True):
@@ -54,7 +56,8 @@ class Buffer(Module, frozen=True, kw_only=True):
 
     Buffers with the same non-empty `shared_key` are one allocation (vLLM caches rotary tables in _ROPE_DICT).
     Replicated, unless tensor parallelism divides `shard_dim`; of that dimension each rank holds `whole_size` elements
-    whole. `registered` False: a plain tensor that the module keeps, not among the model's buffers.
+    whole. `registered` False: a plain tensor that the module keeps, not among the model's buffers. `rows_by_length`:
+    the first dimension is at most --max-model-len.
     """
 
     shape: tuple[int, ...]
@@ -63,6 +66,7 @@ class Buffer(Module, frozen=True, kw_only=True):
     shard_dim: int | None = None
     whole_size: int = 0
     registered: bool = True
+    rows_by_length: bool = False
 
 
 class Linear(Module, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from planner.model.modules import (
 )
 from planner.model.spec import ModelSpec
 from planner.sharding.division import (
+    check_norm_groups,
     column_shards,
     divide,
     kv_heads_per_rank,
@@ -90,6 +91,8 @@ class RankBuilder:
         shape = module.shape
         if module.shard_dim is not None:
             tp = self._tp(module)
+            if module.norm_groups is not None:
+                check_norm_groups(module.norm_groups, tp)
             whole = shape[module.shard_dim]
             size = kv_heads_per_rank(whole, tp) if module.replicate_when_short else divide(whole, tp)
             size += -size % module.padded_to
@@ -103,6 +106,8 @@ class RankBuilder:
                 return
             self._buffers.add(module.shared_key)
         shape = module.shape
+        if module.rows_by_length:
+            shape = (min(shape[0], self.config.max_model_len), *shape[1:])
         if module.shard_dim is not None:
             size = divide(shape[module.shard_dim] - module.whole_size, self._tp(module)) + module.whole_size
             shape = (*shape[: module.shard_dim], size, *shape[module.shard_dim + 1 :])

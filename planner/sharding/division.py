@@ -28,6 +28,14 @@ def column_shards(module: Linear, tp: int) -> tuple[tuple[int, ...], tuple[int, 
     return (divide(full, tp),), (full,)
 
 
+def check_norm_groups(groups: int, tp: int) -> None:
+    """Each rank normalizes whole groups, or vLLM's assertions (layers/mamba/linear/bailing_linear_attn.py:451)."""
+    if tp > groups:
+        raise reject("heads_divisibility", "tp_size must be <= group_norm_size for local rms norm")
+    if groups % tp:
+        raise reject("heads_divisibility", "group_norm_size must be divisible by tp_size")
+
+
 def kv_heads_per_rank(total_num_kv_heads: int, tp: int) -> int:
     """KV heads of one rank: divided while there are enough, else one replicated head.
 
