@@ -45,7 +45,7 @@ class Test:
         return bool((self.own.get(file, 0) | (self.shared.get(file, 0) if shared else 0)) & mask)
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """A pytest plugin and tracer: lines and seconds of each test of one file."""
 

@@ -62,7 +62,7 @@ class Verdict:
         return self.verdict not in ("survived", "not covered")
 
 
-@dataclass
+@dataclass(eq=False)
 class Selected:
     """A pytest plugin that keeps the wanted tests, in their order, and says where it is."""
 
@@ -220,8 +220,8 @@ class Room:
                 print(
                     f"traced: {file}: {len(entries[file]['tests'])} tests, {_seconds(entries[file]):.1f} s", flush=True
                 )
-            for dropped in entries[file]["dropped"]:
-                print(f"left out, does not pass: {dropped}")
+            if dropped := entries[file]["dropped"]:
+                print(f"left out, {len(dropped)} that do not pass: {dropped[0]}", flush=True)
             self.overhead_s[file] = entries[file]["seconds"]
             self.tests |= {test.id: test for test in read(entries[file])}
 

@@ -108,7 +108,7 @@ def test_a_mutant_meets_the_tests_that_execute_it(tmp_path):
             timeout=120,
         )
         assert done.returncode == 1, done.stderr
-        assert "left out, does not pass: tests/test_room.py::test_wrong" in done.stdout
+        assert "left out, 1 that do not pass: tests/test_room.py::test_wrong" in done.stdout
         assert ("traced: tests/test_room.py: 3 tests" in done.stdout) is (out == "first.csv")
     first, second = (
         list(csv.DictReader((tmp_path / out).read_text().splitlines())) for out in ("first.csv", "second.csv")
