@@ -138,6 +138,7 @@ class Room:
     tests: dict[str, Test] = field(default_factory=dict)
     overhead_s: dict[str, float] = field(default_factory=dict)
     alone: dict[str, bool] = field(default_factory=dict)
+    imports: set[str] = field(default_factory=set)
 
     def run(self, chosen: list[Test]) -> tuple[str, str]:
         """Run tests, file by file, until one fails."""
@@ -150,7 +151,7 @@ class Room:
                 say("file", file)
                 status = pytest.main(["-x", *PYTEST, file], plugins=[Selected(wanted, say)])
                 if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                    say("error", f"importing for {file}")
+                    say("error", file)
 
         def wait_s(word: str, about: str) -> float:
             usual = self.tests[about].seconds if about in self.tests else self.overhead_s.get(about, 0)
@@ -195,6 +196,8 @@ class Room:
             path.write_text(source, encoding="utf-8")
         if word == "failed" and not self.passes_alone(about):
             return self.judge(mutant, budget_s)
+        if word == "error" and about not in self.imports:
+            self.check_imports(about)
         verdict = {"failed": "killed", "error": "killed", "done": "survived" if chosen else "not covered"}.get(
             word, word
         )
@@ -205,6 +208,13 @@ class Room:
         if test not in self.alone:
             self.alone[test] = self.run([self.tests[test]])[0] == "done"
         return self.alone[test]
+
+    def check_imports(self, file: str) -> None:
+        """A mutant that no longer imports is killed only if the copy imports without it."""
+        word, about = self.run([test for test in self.tests.values() if test.file == file][:1])
+        if word == "error":
+            raise SystemExit(f"no mutant is to blame: {file} does not run in the copy ({about})")
+        self.imports.add(file)
 
     def trace(self, files: list[str], known: Path | None) -> None:
         """Run each test file under the tracer, or take what an earlier run found out about it."""
