@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from planner.engine.architecture import refuse_architecture
 from planner.engine.args import EngineArgs
 from planner.errors import InputError, UnsupportedError
-from planner.hardware.spec import GpuPool
+from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import Assessment, assess, refused_estimate
 from planner.memory.crosscheck import checkpoint_warning
 from planner.memory.intervals import Confidence
@@ -280,8 +280,12 @@ def fits(
     from concurrent.futures.process import BrokenProcessPool
     from functools import partial
 
+    from planner.sources.hardware_catalog import load_hardware_catalog
+
     names = tuple(dict.fromkeys((request.model, *models)))
-    answer = partial(_fits, request, options, tuple(only), max_count)
+    catalog = load_hardware_catalog(request.hardware_catalogs)
+    cards = tuple(catalog.find(card) for card in only) or catalog.all()
+    answer = partial(_fits, request, options, cards, max_count)
     if jobs > 1 and len(names) > 1:
         try:
             with ProcessPoolExecutor(min(jobs, len(names))) as pool:
@@ -292,13 +296,10 @@ def fits(
 
 
 def _fits(
-    request: Request, options: SearchOptions, only: tuple[str, ...], max_count: int, name: str
+    request: Request, options: SearchOptions, cards: tuple[GpuSpec, ...], max_count: int, name: str
 ) -> tuple[Fit, ...] | str:
     from planner.search.select_fits import fits as decide
-    from planner.sources.hardware_catalog import load_hardware_catalog
 
-    catalog = load_hardware_catalog(request.hardware_catalogs)
-    cards = [catalog.find(card) for card in only] or list(catalog.all())
     try:
         model = load_spec(request.model_copy(update={"model": name}))
         return decide(model, cards, options, request.version, max_count=max_count)

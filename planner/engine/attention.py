@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from planner.engine.backend import AttentionQuery, Backend
 from planner.engine.backends import BACKENDS, flash_attn_supported, flash_attn_version
 from planner.hardware.spec import GpuSpec
-from planner.model.modules import Attention, MLAProjection
+from planner.model.modules import Attention, MLAProjection, Module
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.values import DType, reject
 
 _PLAIN_KV = ("auto", "float16", "bfloat16")
@@ -75,20 +76,12 @@ def choose_attention(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings
 
 def _queries(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings) -> Iterable[tuple[AttentionQuery, bool]]:
     """Each distinct kind of layer once, in the order of the layers, and whether its value heads differ in size."""
-    projection = next((module for module in model.modules if isinstance(module, MLAProjection)), None)
+    projection = _projection(model.modules)
     forced_version = _forced_flash_attn_version(model, gpu)
     seen: set[tuple[AttentionQuery, bool]] = set()
-    alike: set[tuple[object, ...]] = set()
-    for layer in model.modules:
-        if not isinstance(layer, Attention) or layer.component != "language_model" or layer.kind == "encoder_only":
-            continue
+    for layer in _decoder_layers(model.modules) if settings.skip_layers else _kinds(model.modules):
         is_mla = layer.kind == "mla_attention"
-        skipped = isinstance(layer.placement, int) and layer.placement in settings.skip_layers
-        sizes = (layer.head_size, layer.head_size_v, layer.num_heads, layer.num_kv_heads)
-        kind = (layer.kind, layer.has_sinks, skipped, *sizes)
-        if kind in alike:
-            continue
-        alike.add(kind)
+        skipped = layer.placement in settings.skip_layers
         query = AttentionQuery(
             head_size=layer.head_size,
             dtype=settings.dtype,
@@ -113,6 +106,30 @@ def _queries(model: ModelSpec, gpu: GpuSpec, settings: AttentionSettings) -> Ite
         if found not in seen:
             seen.add(found)
             yield found
+
+
+@once
+def _projection(modules: tuple[Module, ...]) -> MLAProjection | None:
+    return next((module for module in modules if isinstance(module, MLAProjection)), None)
+
+
+@once
+def _decoder_layers(modules: tuple[Module, ...]) -> tuple[Attention, ...]:
+    return tuple(
+        module
+        for module in modules
+        if isinstance(module, Attention) and module.component == "language_model" and module.kind != "encoder_only"
+    )
+
+
+@once
+def _kinds(modules: tuple[Module, ...]) -> tuple[Attention, ...]:
+    """The first decoder layer of each kind that backends tell apart."""
+    found: dict[tuple[object, ...], Attention] = {}
+    for layer in _decoder_layers(modules):
+        sizes = (layer.head_size, layer.head_size_v, layer.num_heads, layer.num_kv_heads)
+        found.setdefault((layer.kind, layer.has_sinks, *sizes), layer)
+    return tuple(found.values())
 
 
 def _forced_flash_attn_version(model: ModelSpec, gpu: GpuSpec) -> int | None:

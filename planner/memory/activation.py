@@ -12,11 +12,11 @@ from planner.memory.drafting import write_drafting
 from planner.memory.forward import Forward
 from planner.memory.layers import batchless
 from planner.memory.multimodal.encoder import profiled_encoder, profiles_encoder
-from planner.memory.once import once_each
 from planner.memory.program import LiveTensor, Part, Program, Stage
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.memory.step import Step
 from planner.model.spec import ModelSpec
+from planner.once import once_each
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 

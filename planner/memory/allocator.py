@@ -14,7 +14,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-from planner.memory.once import once
+from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 from planner.units import MIB
 

@@ -20,12 +20,12 @@ from planner.memory.allocator import LARGE_SEGMENT_BYTES, LOAD_MAX_SPLIT_BYTES, 
 from planner.memory.constants import Measured
 from planner.memory.drafting import write_drafting
 from planner.memory.layers import batchless, load_traits, takes_media
-from planner.memory.once import once_each
 from planner.memory.program import LiveTensor, Part, Program
 from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
 from planner.memory.step import Step
 from planner.model.spec import ModelSpec
+from planner.once import once_each
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 from planner.units import MIB

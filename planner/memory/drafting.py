@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from planner.engine.config import EngineConfig
 from planner.memory.layers import FP8_CACHE, batchless, uses_mrope
 from planner.memory.linear import LinearRun, linear_runs
-from planner.memory.once import once
 from planner.memory.program import LiveTensor, Program
 from planner.memory.sampling import Head, head_of
 from planner.memory.step import Step
 from planner.model.draft_spec import Draft
 from planner.model.modules import Linear, LMHead, QKVLinear
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
 from planner.values import DTYPE_BYTES

@@ -9,11 +9,11 @@ from planner.memory.allocator import Block, CachingAllocator
 from planner.memory.constants import Measured
 from planner.memory.layers import decoder_layers, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.memory.step import Step
 from planner.model.modules import Attention, FusedMoE
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.releases.choose import release_for
 from planner.releases.release import GraphBudget
 from planner.sharding.rank import RankShare
@@ -53,8 +53,7 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     mixed, whole = captured_graphs(config)
     if not mixed and not whole:
         return 0
-    node = measured.GRAPH_NODE_BYTES_MOE if _expert_kind(model, share, config) else measured.GRAPH_NODE_BYTES
-    nodes = (len(mixed) + len(whole)) * len(share.layers) * node.value
+    nodes = (len(mixed) + len(whole)) * len(share.layers) * graph_node_bytes(model, share, config)
     rows = max(whole, default=0)
     splits = split_buffer_bytes(model, config, rows)
     if rows > _ONE_STEP_ROWS or (config.model_runner == "v2" and _attention_windows(model) > 1):
@@ -68,6 +67,12 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
     pool = _pool_bytes(model, share, config, max((*mixed, *whole)))
     calibrated = config.calibrated_bytes("cuda_graph_actual_bytes")
     return splits + pool + nodes + stream + draft_graph_bytes(model, config) + calibrated
+
+
+def graph_node_bytes(model: ModelSpec, share: RankShare, config: EngineConfig) -> int:
+    """What the driver keeps of one layer in one captured graph."""
+    node = measured.GRAPH_NODE_BYTES_MOE if _expert_kind(model, share, config) else measured.GRAPH_NODE_BYTES
+    return node.value
 
 
 def draft_graph_bytes(model: ModelSpec, config: EngineConfig) -> int:

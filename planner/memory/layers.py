@@ -8,7 +8,6 @@ from functools import cached_property
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.allocator import DeepGemmAt, LoadTraits
-from planner.memory.once import once
 from planner.memory.repeats import representatives
 from planner.model.modules import (
     Attention,
@@ -23,6 +22,7 @@ from planner.model.modules import (
     StateSpace,
 )
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 
 FP8_CACHE = ("fp8", "fp8_e4m3")

@@ -10,10 +10,10 @@ from msgspec.structs import replace
 from planner.engine.config import EngineConfig
 from planner.memory.adapters import NO_ADAPTER, AdapterRun, adapter_runs
 from planner.memory.layers import batchless
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import FusedMoE, Linear, LMHead, QKVLinear, VocabEmbedding
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 from planner.units import KIB, MIB
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import VocabEmbedding
 from planner.model.spec import ModelSpec
+from planner.once import once
 
 
 def write_per_layer_inputs(p: Program, model: ModelSpec, item: int) -> int | None:

@@ -14,8 +14,8 @@ from planner.memory.kv_pool import KVPool, StagePool
 from planner.memory.ledger import also_counted_bytes, counted_peak_bytes
 from planner.memory.multimodal.encoder import profiles_encoder
 from planner.memory.multimodal.workload import MediaWorkload, encoder_runtime_peak_bytes
-from planner.memory.once import once
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 
 

@@ -11,10 +11,10 @@ from msgspec import Struct
 from planner.engine.config import EngineConfig
 from planner.memory.adapters import head_adapter_rank
 from planner.memory.linear import LinearRun, linear_runs
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import LMHead
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.releases.release import SamplerRule
 from planner.sharding.rank import RankShare
 from planner.units import MIB

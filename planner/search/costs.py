@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,14 @@ from planner.memory.adapters import adapter_indices
 from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
-from planner.memory.graphs import captured_graphs, cuda_graph_actual_bytes, cuda_graph_estimate_bytes
-from planner.memory.intervals import CERTAIN, Confidence, spreads
+from planner.memory.graphs import (
+    captured_graphs,
+    cuda_graph_actual_bytes,
+    cuda_graph_estimate_bytes,
+    graph_node_bytes,
+)
+from planner.memory.intervals import CERTAIN, Confidence, Spreads, spreads
 from planner.memory.ledger import also_counted, ledger_rule
-from planner.memory.measured_constants import GRAPH_NODE_BYTES
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
 from planner.memory.runtime import encoder_peak, retained_bytes, thin
@@ -29,7 +34,8 @@ from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
 
 Ints = npt.NDArray[np.int64]
-_Thinned = tuple[ModelSpec, RankShare]
+Thinned = tuple[ModelSpec, RankShare]
+"""The model with two layers of each kind, and its split."""
 
 MANY_BLOCKS = 1 << 20
 """More blocks than any warm-up asks for: the allocator then retains what it would in a pool of any useful size."""
@@ -108,45 +114,93 @@ def _stage(
     confidence: Confidence,
     weights_bytes: tuple[int, ...] | None,
 ) -> StageCosts:
-    model, share = deployment.model, deployment.shares[index]
-    config = deployment.config
-    last = index == len(deployment.shares) - 1
-    weights = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
+    model, share, config = deployment.model, deployment.shares[index], deployment.config
+    loaded = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
     thinned = thin(model, share)
-    peak = peak_activation_bytes(activation_stages(*thinned, config), tokens, seqs)
-    weights = weights + total_bytes(adapter_indices(config), tokens, seqs)
-    state = total_bytes(runner_buffers(model, config), tokens, seqs)
-    state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
     at = _Sized(deployment, args)
     configs = [at(int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]
-    outside = np.full(len(seqs), non_torch_bytes(config), dtype=np.int64)
-    context = np.full(len(seqs), cuda_context_bytes(model, config).value, dtype=np.int64)
     estimate = np.array([cuda_graph_estimate_bytes(model, share, item) for item in configs], dtype=np.int64)
-    resident = context + outside + weights + state
-    safe = confidence == "safe"
-    spread = spreads(model, share, config, weights, peak, 0, context) if safe else CERTAIN
+    weights = loaded + total_bytes(adapter_indices(config), tokens, seqs)
+    terms = engine_terms(model, share, thinned, config, weights, estimate, tokens, seqs, confidence)
 
     def device() -> tuple[Ints, Ints]:
         actual = _graphs(thinned, len(share.layers), configs)
-        held = spreads(model, share, config, weights, peak, actual, context).held if safe else CERTAIN.held
         retained = _retained(deployment, at, index, thinned, seqs, tokens)
-        return resident + actual + retained + held, _encoder(thinned, configs, workload)
+        return terms.device_bytes(actual, retained), _encoder(thinned, configs, workload)
 
+    every = np.ones(len(seqs), dtype=np.int64)
     return StageCosts(
-        weights=np.full(len(seqs), 1, dtype=np.int64) * weights,
-        non_kv=weights
-        + peak
-        + outside
-        + estimate
-        + also_counted(ledger_rule(config), state, context)
-        + spread.engine.up,
-        context=context,
-        profile_peak=resident + peak + spread.profile.up,
+        weights=every * weights,
+        non_kv=terms.non_kv_bytes * every,
+        context=every * terms.context_bytes,
+        profile_peak=terms.profile_peak_bytes * every,
         device=device,
     )
 
 
-def _encoder(thinned: _Thinned, configs: list[EngineConfig], workload: MediaWorkload | None) -> Ints:
+@dataclass(frozen=True, slots=True)
+class EngineTerms:
+    """What one rank sets aside, as ints or an array entry for each pair of sizes, at the unfavourable end of its
+    interval where `confidence` says so."""
+
+    model: ModelSpec
+    share: RankShare
+    config: EngineConfig
+    confidence: Confidence
+    weights_bytes: Any
+    peak_bytes: Any
+    non_kv_bytes: Any
+    context_bytes: int
+    resident_bytes: Any
+    profile_peak_bytes: Any
+
+    def device_bytes(self, graphs_bytes: Any, retained_bytes: Any) -> Any:
+        """What the device holds beside the cache, with captured graphs and what the allocator retains."""
+        spread = CERTAIN if self.confidence == "expected" else self._spreads(graphs_bytes)
+        return self.resident_bytes + graphs_bytes + retained_bytes + spread.held
+
+    def _spreads(self, graphs_bytes: Any) -> Spreads:
+        return spreads(
+            self.model, self.share, self.config, self.weights_bytes, self.peak_bytes, graphs_bytes, self.context_bytes
+        )
+
+
+def engine_terms(
+    model: ModelSpec,
+    share: RankShare,
+    thinned: Thinned,
+    config: EngineConfig,
+    weights: Any,
+    estimate: Any,
+    tokens: Any,
+    seqs: Any,
+    confidence: Confidence,
+) -> EngineTerms:
+    """The terms of a rank whose `weights`, adapters' indices among them, and graph `estimate` are given, for batches of
+    `tokens` and `seqs`. Of `share` only its place and its layers count, of `thinned` the tensors."""
+    peak = peak_activation_bytes(activation_stages(*thinned, config), tokens, seqs)
+    state = total_bytes(runner_buffers(model, config), tokens, seqs)
+    last = share.pp_rank == share.pipeline_parallel_size - 1
+    state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
+    context, outside = cuda_context_bytes(model, config).value, non_torch_bytes(config)
+    spread = CERTAIN if confidence == "expected" else spreads(model, share, config, weights, peak, 0, context)
+    resident = context + outside + weights + state
+    beside = outside + estimate + also_counted(ledger_rule(config), state, context)
+    return EngineTerms(
+        model=model,
+        share=share,
+        config=config,
+        confidence=confidence,
+        weights_bytes=weights,
+        peak_bytes=peak,
+        non_kv_bytes=weights + peak + beside + spread.engine.up,
+        context_bytes=context,
+        resident_bytes=resident,
+        profile_peak_bytes=resident + peak + spread.profile.up,
+    )
+
+
+def _encoder(thinned: Thinned, configs: list[EngineConfig], workload: MediaWorkload | None) -> Ints:
     """The encoder's peak for each max_num_batched_tokens, with the most sequences: they can only fill its batch."""
     fullest: dict[int, EngineConfig] = {}
     for config in configs:
@@ -158,22 +212,27 @@ def _encoder(thinned: _Thinned, configs: list[EngineConfig], workload: MediaWork
     return np.array([peaks[config.max_num_batched_tokens] for config in configs], dtype=np.int64)
 
 
-def _graphs(thinned: _Thinned, num_layers: int, configs: list[EngineConfig]) -> Ints:
+def _graphs(thinned: Thinned, num_layers: int, configs: list[EngineConfig]) -> Ints:
     """Graph memory of each configuration; those that capture the same sizes cost the same."""
-    model, share = thinned
-    missing = num_layers - len(share.layers)
     known: dict[tuple[int, ...], int] = {}
     sizes = []
     for config in configs:
         key = (*config.cudagraph_capture_sizes, config.max_num_seqs)
         if key not in known:
-            nodes = sum(len(captured) for captured in captured_graphs(config)) * missing * GRAPH_NODE_BYTES.value
-            known[key] = cuda_graph_actual_bytes(model, share, config) + nodes
+            known[key] = whole_graph_bytes(thinned, num_layers, config)
         sizes.append(known[key])
     return np.array(sizes, dtype=np.int64)
 
 
-def _retained(deployment: Deployment, at: _Sized, index: int, thinned: _Thinned, seqs: Ints, tokens: Ints) -> Ints:
+def whole_graph_bytes(thinned: Thinned, num_layers: int, config: EngineConfig) -> int:
+    """What the captured graphs of the whole model hold: those of the thin one, and the nodes of the layers left out."""
+    model, share = thinned
+    graphs = sum(len(captured) for captured in captured_graphs(config))
+    nodes = graphs * (num_layers - len(share.layers)) * graph_node_bytes(model, share, config)
+    return cuda_graph_actual_bytes(model, share, config) + nodes
+
+
+def _retained(deployment: Deployment, at: _Sized, index: int, thinned: Thinned, seqs: Ints, tokens: Ints) -> Ints:
     model, share = thinned
     seq_anchors, token_anchors = _anchors(seqs, 4), _anchors(tokens, 2)
     table = np.empty((len(token_anchors), len(seq_anchors)))

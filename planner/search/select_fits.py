@@ -1,23 +1,26 @@
 """Whether cards hold a workload, for many models at once: the verdicts of `select` without its figures.
 
 For each card and count the answer is the least tensor parallelism whose engines hold the workload side by side, or that
-none does. That question rarely needs a replay of the engine. The configuration, the cache's pool and the CUDA context
-are exact; two things are bounded:
+none does. That question rarely needs the whole model. The configuration, the cache's pool and the CUDA context are
+exact; so is what else the engine sets aside (peak activation, graphs, the runner's state, what the allocator retains,
+the encoder's peak), which `select` too replays on a model with two layers of each kind. Weights are bounded by the
+split of that thin model, each layer counted as often as the model has it. An engine's answer goes through bounds that
+are ever tighter and ever dearer, and stops at the first that decides:
 
-- weights, by the split of a model with two layers of each kind, each counted as often as the model has it: the tensors'
-  bytes less a fiftieth (copies that share a block) are the least, those of the allocator's blocks the most;
-- what else the engine sets aside (peak activation, graphs, the runner's state, what the allocator retains, the
-  encoder's peak), by an engine of the same model that was replayed: ALIKE and OTHER say how far others may lie from it.
+1. an engine that was replayed, with the guard ALIKE about its terms where it is of the same kind, or else OTHER;
+2. the engine's own terms, but for what the allocator retains, which is bounded by the peak activation;
+3. that as well, from a replay of the startup;
+4. the weights of the whole model, which leaves nothing open.
 
-Where the bounds leave an answer open, the engine is replayed as for `select`. The guards are not proven: they are wider
-than what the catalog's models show, and the verdicts were compared with those of `select` on a third of the catalog
-(docs/benchmarks.md).
+The guards are not proven: they are wider than what the catalog's models show, and the verdicts were compared with those
+of `select` on the whole catalog (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Literal
 
@@ -26,34 +29,39 @@ from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.device import cuda_context_bytes
 from planner.memory.intervals import is_verified
-from planner.memory.kv_capacity import blocks_for_request
 from planner.memory.kv_pool import KVPool, build_pool
+from planner.memory.runtime import thin
+from planner.model.modules import Linear, TokenBuffer
 from planner.model.spec import ModelSpec
 from planner.search.grid import Grid
 from planner.search.select_bounds import (
     ALIKE,
+    NOTHING,
     OTHER,
     OTHER_DENSE,
     Aside,
+    Card,
     Engine,
     Guard,
     Weighed,
-    held,
     kind_of,
     times_of,
 )
 from planner.search.select_judge import TENSOR_PARALLEL, Judge, best_budget, judge_of
+from planner.search.select_thin import ThinEngine, replay_of, with_one_dtype
 from planner.search.space import UTILIZATIONS, SearchOptions
-from planner.sharding.shard import kv_layers
+from planner.sharding.rank import RankShare
+from planner.sharding.shard import kv_layers, shard
 from planner.values import DTYPE_BYTES, Rejected, Value
 
 Evidence = Literal["bounds", "replay"]
+_Bounds = tuple[int, int]
 
 
 class Fit(Value):
     """`count` of a card: `replicas` engines of `tensor_parallel_size` hold the workload; 0 of 0 where none does.
 
-    `evidence`: "bounds" where bounds decided, "replay" where an engine that the answer depends on was replayed.
+    `evidence`: "bounds" where bounds decided, "replay" where the weights of a whole model were needed.
     """
 
     gpu: str
@@ -67,22 +75,25 @@ class Fit(Value):
         return self.tensor_parallel_size > 0
 
 
-@dataclass(slots=True)
+@dataclass
 class _Fits:
     judge: Judge
     concurrency: int
     weighed: Weighed | None = None
     densest: float = 0.0
     pools: dict[EngineConfig, KVPool] = field(default_factory=dict)
-    weights: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
+    shares: dict[tuple[object, ...], RankShare] = field(default_factory=dict)
+    weights: dict[tuple[object, ...], _Bounds] = field(default_factory=dict)
     engines: dict[EngineConfig, Engine | None] = field(default_factory=dict)
-    alike: dict[tuple[object, ...], Aside] = field(default_factory=dict)
-    other: Aside | None = None
+    thin: dict[tuple[object, ...], ThinEngine] = field(default_factory=dict)
+    refused: set[EngineConfig] = field(default_factory=set)
+    alike: dict[tuple[object, ...], ThinEngine] = field(default_factory=dict)
 
     def of(self, gpu: GpuSpec, max_count: int) -> Iterator[Fit]:
         """The answers for 1 to `max_count` of a card."""
         found: dict[int, Fit] = {}
         evidence: Evidence = "bounds"
+        card = self._card(gpu)
         for tp in TENSOR_PARALLEL if gpu.vendor == "nvidia" else ():
             wanted = {
                 count: ceil(self.concurrency / (count // tp))
@@ -91,7 +102,7 @@ class _Fits:
             }
             if not wanted:
                 continue
-            requests, replayed = self._requests(gpu, tp, set(wanted.values()))
+            requests, replayed = self._requests(gpu, card, tp, set(wanted.values()))
             evidence = "replay" if replayed else evidence
             for count, needed in wanted.items():
                 if requests >= needed:
@@ -103,23 +114,73 @@ class _Fits:
                 gpu=gpu.name, count=count, tensor_parallel_size=0, replicas=0, evidence=evidence
             )
 
-    def _requests(self, gpu: GpuSpec, tp: int, wanted: set[int]) -> tuple[int, bool]:
-        """Requests that one engine holds, or as many as decide for each of `wanted`; and whether it was replayed."""
+    def _requests(self, gpu: GpuSpec, card: Card, tp: int, wanted: set[int]) -> tuple[int, bool]:
+        """Requests that one engine holds, or as many as decide for each of `wanted`; and whether that took the weights
+        of the whole model."""
         try:
             config = self.judge.config(gpu, tp, 1)
-            shared = self.judge.shared(config, gpu)
-            if self._is_bounded(shared):
-                if self._is_far_too_large(gpu, shared):
-                    return 0, False
-                engine = self._engine(gpu, shared)
-                if engine is not None:
-                    most = self._most(engine, gpu)
-                    least = self._least(engine, gpu) if most >= min(wanted) else 0
-                    if not any(least < needed <= most for needed in wanted):
-                        return least, False
-            return self._replayed(gpu, shared), True
         except (Rejected, UnsupportedError):
             return 0, False
+        shared = self.judge.shared(config, gpu)
+        refused = shared.model_copy(update={"gpu_memory_bytes": 0})
+        if refused in self.refused:
+            return 0, False
+        try:
+            return self._of_engine(gpu, card, shared, wanted)
+        except (Rejected, UnsupportedError):
+            self.refused.add(refused)
+            return 0, False
+
+    def _of_engine(self, gpu: GpuSpec, card: Card, shared: EngineConfig, wanted: set[int]) -> tuple[int, bool]:
+        if not self._is_bounded(shared):
+            return self._replayed(gpu, shared), True
+        if self._is_far_too_large(gpu, shared):
+            return 0, False
+        engine = self._engine(shared)
+        if engine is None:
+            return self._replayed(gpu, shared), True
+        for least, most in self._narrowing(engine, card):
+            if not any(least < needed <= most for needed in wanted):
+                return least, False
+        return self._exact(engine, gpu, card), True
+
+    def _narrowing(self, engine: Engine, card: Card) -> Iterator[_Bounds]:
+        """(least, most) requests that the engine holds, each time nearer to each other, and each time dearer."""
+        least, most = self.weights[self._stored(engine.config)]
+        yield self._from_others(engine, card, least, most)
+        thin, slack = self._thin(engine), engine.block_bytes
+        for _ in range(2):
+            yield (
+                engine.requests(thin.most, most, card, slack=slack),
+                engine.requests(thin.least, least, card, slack=-slack),
+            )
+            thin.add_device()
+
+    def _from_others(self, engine: Engine, card: Card, least: int, most: int) -> _Bounds:
+        """What engines of the model that were replayed before say of this one."""
+        alike = self.alike.get(kind_of(engine.config))
+        if alike is not None:
+            low = engine.requests(_raised(alike.most, ALIKE), most, card)
+            return low, engine.requests(_lowered(alike.aside, ALIKE), least, card)
+        low = 0
+        if self.alike and not engine.config.gpu_memory_bytes:
+            scaled = [_scaled(other, engine.config) for other in self.alike.values()]
+            nearest = min(scaled, key=lambda aside: aside.budget)
+            low = engine.requests(_raised(nearest, self._guard), most, card)
+        return low, engine.requests(NOTHING, least, card)
+
+    def _exact(self, engine: Engine, gpu: GpuSpec, card: Card) -> int:
+        (weights,) = self.judge.split(_pool_of(gpu, engine.config), engine.config).weights_bytes
+        return engine.requests(self._thin(engine).aside, weights, card)
+
+    def _thin(self, engine: Engine) -> ThinEngine:
+        share = self.shares[self._stored(engine.config)]
+        key = (id(share), engine.pool, engine.context, replay_of(self.judge.model, engine.config))
+        if key not in self.thin:
+            assert self.weighed is not None
+            found = self.thin[key] = ThinEngine(self.judge, engine, self.weighed.small, share)
+            self.alike.setdefault(kind_of(engine.config), found)
+        return self.thin[key]
 
     def _is_bounded(self, config: EngineConfig) -> bool:
         """Whether the bounds speak of such engines: without adapters, drafts, calibration and fixed cache sizes."""
@@ -128,39 +189,28 @@ class _Fits:
             config.enable_lora
             or config.speculative_method
             or config.calibrated
-            or config.gpu_memory_bytes
             or config.max_model_len < 1
             or args.kv_cache_memory_bytes is not None
             or args.num_gpu_blocks_override is not None
         )
 
-    def _engine(self, gpu: GpuSpec, shared: EngineConfig) -> Engine | None:
-        """None where only a replay can tell: the pool has pages of several sizes, or none. Raises as `shard` does."""
+    def _engine(self, shared: EngineConfig) -> Engine | None:
+        """None where there is no pool, so that only a replay can tell. Raises as `shard` does."""
         if shared in self.engines:
             return self.engines[shared]
         self._weigh(shared)
         pool = self._pool(shared)
-        plain = pool.groups and pool.fullest.bytes_per_needed_block == pool.bytes_per_block
         safe = self.judge.options.confidence == "safe" and not is_verified(shared)
-        found = self.engines[shared] = (
-            Engine(
-                config=shared,
-                margin=1 / 200 if safe else 0.0,
-                context=cuda_context_bytes(self.judge.model, shared).value,
-                bytes_per_block=pool.bytes_per_block,
-                request_blocks=blocks_for_request(pool, shared.max_model_len, shared.max_num_batched_tokens),
-            )
-            if plain
-            else None
-        )
+        context = cuda_context_bytes(self.judge.model, shared).value
+        found = self.engines[shared] = Engine.of(shared, pool, context, has_margin=safe) if pool.groups else None
         return found
 
     def _is_far_too_large(self, gpu: GpuSpec, config: EngineConfig) -> bool:
         """Whether even an equal share of the weights as the first layout has them, stored as densely as another card
         could (quantized where that one has float32), exceeds the card."""
         if self.weighed is None:
-            share = self.judge.split(_pool_of(gpu, config), config)
-            self.weighed = Weighed(share.small, times_of(share.deployment.shares[0]))
+            share = shard(self.judge.model, self.judge.with_most_sms(config))
+            self.weighed = Weighed(thin(self.judge.model, share)[0], times_of(share))
             self._weigh(config)
             self.densest = 0.1 if config.quantization is not None else 0.9 * 2 / DTYPE_BYTES[config.dtype]
             self.densest *= self.weights[self._stored(config)][0]
@@ -170,96 +220,57 @@ class _Fits:
         assert self.weighed is not None
         key = self._stored(config)
         if key not in self.weights:
-            self.weights[key] = self.weighed.bounds(self.judge.with_most_sms(config))
+            share = self.weighed.split(self.judge.with_most_sms(config))
+            share = next((known for known in self.shares.values() if known == share), share)
+            self.shares[key] = share
+            self.weights[key] = self.weighed.bounds(share)
 
     def _stored(self, config: EngineConfig) -> tuple[object, ...]:
-        """What decides how a rank's weights are stored; buffers of towers have a row for each token of a batch."""
-        card = config.compute_capability if config.quantization is not None else None
-        batch = config.max_num_batched_tokens if self.judge.model.vision is not None else None
-        return config.tensor_parallel_size, config.dtype, card, batch
+        """What decides how a rank's weights are stored: kernels and some gates' dtype depend on the card, and some
+        buffers have a row for each token of a batch."""
+        card = config.compute_capability if config.quantization is not None or self._by_card else None
+        batch = config.max_num_batched_tokens if self._by_batch else None
+        dtype = config.dtype if config.quantization is not None else DTYPE_BYTES[config.dtype]
+        return config.tensor_parallel_size, dtype, card, batch
+
+    @cached_property
+    def _by_card(self) -> bool:
+        return any(isinstance(module, Linear) and module.float32_gate for module in self.judge.model.modules)
+
+    @cached_property
+    def _by_batch(self) -> bool:
+        return any(isinstance(module, TokenBuffer) for module in self.judge.model.modules)
 
     def _pool(self, config: EngineConfig) -> KVPool:
         """The cache's pool, which depends on the card by what `config` names, and on compute capability 12."""
-        capability = (12, 0) if config.compute_capability[0] == 12 else (9, 0)
-        key = config.model_copy(
-            update={"compute_capability": capability, "sm_count": None, "cudagraph_capture_sizes": ()}
+        key = with_one_dtype(config).model_copy(
+            update={
+                "compute_capability": (12, 0) if config.compute_capability[0] == 12 else (9, 0),
+                "sm_count": None,
+                "cudagraph_capture_sizes": (),
+                "gpu_memory_bytes": 0,
+                "max_num_batched_tokens": 0,
+            }
         )
         if key not in self.pools:
             self.pools[key] = build_pool([kv_layers(self.judge.model, key)], key)
         return self.pools[key]
-
-    def _most(self, engine: Engine, gpu: GpuSpec) -> int:
-        """No more requests than these."""
-        total, least = gpu.total_memory_bytes, self.weights[self._stored(engine.config)][0]
-        budgets = [size for size in self._budgets(gpu) if total - engine.context >= size]
-        aside = self._alike(engine)
-        beside = 0 if aside is None else max(0, aside.budget - ALIKE.room(aside.budget))
-        room = min(max(budgets, default=0) - beside, total / (1 + self.judge.options.safety_margin) - engine.context)
-        return held(engine, int(room) - least)
-
-    def _least(self, engine: Engine, gpu: GpuSpec) -> int:
-        """No fewer requests than these: of the largest budget that leaves the device its safety margin for certain."""
-        total, weights = gpu.total_memory_bytes, self.weights[self._stored(engine.config)][1]
-        most = weights + ceil(weights * engine.margin)
-        aside, guard = self._alike(engine), ALIKE
-        if aside is None or aside.device is None:
-            aside, guard = self.other, self._guard
-        if aside is None or aside.device is None:
-            return 0
-        config, other = engine.config, aside.config
-        larger = max(1.0, config.max_num_batched_tokens / other.max_num_batched_tokens)
-        larger *= max(1.0, other.tensor_parallel_size / config.tensor_parallel_size)
-        larger *= max(1.0, DTYPE_BYTES[config.dtype] / DTYPE_BYTES[other.dtype])
-        beside, device, profile = (
-            ceil(max(0, size) * larger) + guard.room(ceil(size * larger))
-            for size in (aside.budget, aside.device, aside.profile)
-        )
-        usable = total / (1 + self.judge.options.safety_margin) - engine.context
-        if weights > total - engine.context or most + profile > usable:
-            return 0
-        budgets = [size for size in self._budgets(gpu) if size <= total - engine.context and size + device <= usable]
-        return held(engine, max(budgets, default=0) - beside - most)
 
     @property
     def _guard(self) -> Guard:
         model = self.judge.model
         return OTHER if model.is_moe or model.vision is not None else OTHER_DENSE
 
-    def _budgets(self, gpu: GpuSpec) -> list[int]:
-        args, given = self.judge.args, self.judge.options.given
-        asked = args.gpu_memory_utilization if "gpu_memory_utilization" in given else None
-        return [ceil(gpu.total_memory_bytes * part) for part in (UTILIZATIONS if asked is None else (asked,))]
-
-    def _alike(self, engine: Engine) -> Aside | None:
-        return self.alike.get(kind_of(engine.config))
+    def _card(self, gpu: GpuSpec) -> Card:
+        args, options = self.judge.args, self.judge.options
+        asked = args.gpu_memory_utilization if "gpu_memory_utilization" in options.given else None
+        tried = UTILIZATIONS if asked is None else (asked,)
+        total = gpu.total_memory_bytes
+        return Card(total, options.safety_margin, sorted((ceil(total * part) for part in tried), reverse=True))
 
     def _replayed(self, gpu: GpuSpec, shared: EngineConfig) -> int:
         grid = self.judge.judged(gpu, shared)
-        self._learn(shared)
         return best_budget(grid)[1] if isinstance(grid, Grid) else 0
-
-    def _learn(self, config: EngineConfig) -> None:
-        costs, engine = self.judge.costs.get(config), self.engines.get(config)
-        if costs is None or engine is None:
-            return
-        (stage,) = costs.stages
-        weights, context, reserved = int(stage.weights[0]), int(stage.context[0]), int(stage.non_kv[0])
-        margin = ceil(weights * engine.margin)
-        other = weights // 100 if self.judge.model.is_moe and config.quantization is None else 0
-        self.weights[self._stored(config)] = weights - other, weights + other
-        aside = Aside(
-            config=config,
-            budget=reserved - weights - margin,
-            device=int(stage.beside_cache[0] + stage.encoder[0]) - context - reserved
-            if stage.is_complete or self.other is None
-            else None,
-            profile=int(stage.profile_peak[0]) - weights - context - margin,
-        )
-        known = self.alike.get(kind_of(config))
-        if known is None or known.device is None:
-            self.alike[kind_of(config)] = aside
-        if aside.device is not None and self.other is None:
-            self.other = aside
 
 
 def fits(
@@ -277,3 +288,26 @@ def fits(
 
 def _pool_of(gpu: GpuSpec, config: EngineConfig) -> GpuPool:
     return GpuPool(spelling=gpu.name, gpu=gpu, count=config.tensor_parallel_size, nodes=1)
+
+
+def _scaled(engine: ThinEngine, config: EngineConfig) -> Aside:
+    """Another engine's terms as this one's batch, ranks and dtype can at most raise them. What the device holds beyond
+    the budget is not raised: a larger batch's peak is in the budget, and is given back before the device is full."""
+    aside, other = engine.aside, engine.config
+    larger = max(1.0, config.max_num_batched_tokens / other.max_num_batched_tokens)
+    larger *= max(1.0, other.tensor_parallel_size / config.tensor_parallel_size)
+    larger *= max(1.0, DTYPE_BYTES[config.dtype] / DTYPE_BYTES[other.dtype])
+    budget, profile = (ceil(max(0, size) * larger) for size in (aside.budget, aside.profile))
+    return Aside(budget, profile, engine.most.device)
+
+
+def _raised(aside: Aside, guard: Guard) -> Aside:
+    budget, profile, device = (
+        max(0, size) + guard.room(size) for size in (aside.budget, aside.profile, aside.device or 0)
+    )
+    return Aside(budget, profile, device)
+
+
+def _lowered(aside: Aside, guard: Guard) -> Aside:
+    """The least budget; profile and device may be anything."""
+    return Aside(max(0, aside.budget - guard.room(aside.budget)), 0)

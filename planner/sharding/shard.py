@@ -5,6 +5,7 @@ from __future__ import annotations
 from planner.engine.config import EngineConfig
 from planner.model.modules import Attention, Component, IndexerCache, Module, PackedCache, StateSpace
 from planner.model.spec import ModelSpec
+from planner.once import once
 from planner.sharding.builder import RankBuilder
 from planner.sharding.pipeline import is_on_stage, layer_range
 from planner.sharding.quantization.base import Shard
@@ -26,7 +27,7 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
     if model.refusal is not None:
         raise reject("flag", model.refusal)
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
-    builder = _built(model, config, pp_rank, Module)
+    builder = _built(model, config, pp_rank, model.modules)
     return RankShare(
         tp_rank=0,
         pp_rank=pp_rank,
@@ -49,7 +50,7 @@ def _adapters(model: ModelSpec, config: EngineConfig, layers: list[tuple[Module,
 
 def kv_layers(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> tuple[LayerKVSpec, ...]:
     """The caches of one rank of a stage, without its weights."""
-    return tuple(_built(model, config, pp_rank, _CACHED).kv_layers)
+    return tuple(_built(model, config, pp_rank, _cached_modules(model.modules)).kv_layers)
 
 
 def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...]:
@@ -57,14 +58,17 @@ def shard_stages(model: ModelSpec, config: EngineConfig) -> tuple[RankShare, ...
     return tuple(shard(model, config, rank) for rank in range(config.pipeline_parallel_size))
 
 
-def _built(model: ModelSpec, config: EngineConfig, pp_rank: int, kinds: type | tuple[type, ...]) -> RankBuilder:
+@once
+def _cached_modules(modules: tuple[Module, ...]) -> tuple[Module, ...]:
+    return tuple(module for module in modules if isinstance(module, _CACHED))
+
+
+def _built(model: ModelSpec, config: EngineConfig, pp_rank: int, modules: tuple[Module, ...]) -> RankBuilder:
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
     builder = RankBuilder(model, config, pp_rank, selector_for(model, config))
     add, dropped = builder.add, [tower for tower in _TOWERS if _dropped(tower, model, config)]
-    for module in model.modules:
-        if not isinstance(module, kinds) or module.component in dropped:
-            continue
-        if is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers):
+    for module in modules:
+        if module.component not in dropped and is_on_stage(module, pp_rank, config.pipeline_parallel_size, layers):
             builder.take(module, add)
     return builder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +29,13 @@ class CatalogText(Struct, frozen=True):
 
 def catalog_texts(kind: Kind, extra_paths: Sequence[str | Path] = ()) -> list[CatalogText]:
     """Catalog files from the weakest to the strongest: built-in, the user's folder in name order, `extra_paths`."""
-    name = _BUILT_IN[kind]
-    built_in = Path(__file__).with_name(name).read_text(encoding="utf-8")
     users = sorted(Path(platformdirs.user_config_dir("vplan")).glob(_USER_GLOB[kind]))
-    return [CatalogText(name, built_in), *(_user_text(Path(path)) for path in (*users, *extra_paths))]
+    return [_built_in(_BUILT_IN[kind]), *(_user_text(Path(path)) for path in (*users, *extra_paths))]
+
+
+@cache
+def _built_in(name: str) -> CatalogText:
+    return CatalogText(name, Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _user_text(path: Path) -> CatalogText:

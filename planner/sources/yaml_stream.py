@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import yaml
@@ -96,8 +97,13 @@ def _repeats(loaded: object) -> bool:
     return False
 
 
-def split_documents(text: str, where: str) -> Iterator[Document]:
+@lru_cache(maxsize=4)
+def split_documents(text: str, where: str) -> tuple[Document, ...]:
     """The documents of a stream, unparsed. Comments and empty documents are left out."""
+    return tuple(_split(text, where))
+
+
+def _split(text: str, where: str) -> Iterator[Document]:
     start = 0
     for end, next_start in _bounds(text):
         if _CONTENT.search(text, start, end):

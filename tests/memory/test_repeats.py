@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from planner.memory import forward
 from planner.memory.device import Boot
 from planner.memory.layers import decoder_layers
-from planner.memory.once import once
 from planner.memory.repeats import representatives
+from planner.once import once
 from tests.memory.boots import named, set_up
 
 

@@ -5,8 +5,8 @@ import pytest
 from planner.errors import InputError
 from planner.model.modules import PackedNames
 from planner.sharding.quantization.match import (
+    Exclusions,
     find_target,
-    is_excluded_by_wildcard,
     is_layer_listed,
     is_layer_skipped,
     map_name,
@@ -72,9 +72,9 @@ def test_targets_are_names_then_classes_then_fused_parts() -> None:
 
 
 def test_modelopt_excludes_by_wildcard_and_part() -> None:
-    assert is_excluded_by_wildcard("model.layers.0.mlp.gate", ("model.layers.*.mlp.gate",), _FUSED)
-    assert is_excluded_by_wildcard("language_model.lm_head", ("lm_head",), _FUSED)
-    assert not is_excluded_by_wildcard("model.layers.0.mlp.gate_up_proj", ("model.layers.*.mlp.gate",), _FUSED)
+    assert Exclusions(("model.layers.*.mlp.gate",), tuple(_FUSED.items())).cover("model.layers.0.mlp.gate")
+    assert Exclusions(("lm_head",), tuple(_FUSED.items())).cover("language_model.lm_head")
+    assert not Exclusions(("model.layers.*.mlp.gate",), tuple(_FUSED.items())).cover("model.layers.0.mlp.gate_up_proj")
 
 
 def test_broken_pattern_is_bad_input() -> None:

@@ -13,10 +13,10 @@ from planner.memory.linear import CUBLAS, CUBLASLT, CUBLASLT_WORKSPACE_BYTES, cu
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.run_tower import quantizes_inputs, reads_free_memory, run_tower
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.spec import ModelSpec
 from planner.model.vision_spec import VisionSpec
+from planner.once import once
 from planner.releases.choose import release_for
 from planner.sharding.rank import RankShare
 from planner.values import DTYPE_BYTES

@@ -14,11 +14,11 @@ from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
 from planner.memory.multimodal.sound_stem import write_stem
 from planner.memory.multimodal.styles import TowerStyle, tower_of
 from planner.memory.multimodal.tower import TowerRun
-from planner.memory.once import once
 from planner.memory.program import Program
 from planner.model.modules import Linear, Module, QKVLinear
 from planner.model.spec import ModelSpec
 from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Tiles, VisionSpec
+from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 from planner.values import DTYPE_BYTES
 

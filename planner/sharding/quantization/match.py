@@ -112,27 +112,40 @@ def find_target(
     return found[0] if found and all(found) else None
 
 
-def is_excluded_by_wildcard(name: str, excluded: Collection[str], fused: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether ModelOpt's exclude_modules covers a layer: exact names, substrings, shell wildcards.
+class Exclusions:
+    """ModelOpt's exclude_modules: exact names, substrings, shell wildcards.
 
     Source: vLLM 0.26.0 layers/quantization/modelopt.py ModelOptQuantConfigBase.is_layer_excluded.
     """
-    if not excluded:
-        return False
-    if is_layer_skipped(name, excluded, fused):
-        return True
-    inner = name.removeprefix("language_model.")
-    for entry in excluded:
-        if entry != name and (entry in name or entry in inner):
+
+    def __init__(self, entries: tuple[str, ...], fused: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+        self.entries, self._names, self._fused = entries, frozenset(entries), dict(fused)
+        wild = [translate(entry) for entry in entries if any(sign in entry for sign in "*?[")]
+        self._wildcards = re.compile("|".join(wild) or "(?!)")
+        self._known: dict[str, bool] = {}
+
+    def cover(self, name: str) -> bool:
+        """Whether they cover a layer. Raises Rejected where they cover only some parts of a fused one."""
+        known = self._known.get(name)
+        if known is None:
+            known = self._known[name] = self._cover(name)
+        return known
+
+    def _cover(self, name: str) -> bool:
+        if not self.entries:
+            return False
+        if is_layer_skipped(name, self._names, self._fused):
             return True
-    return name in excluded or _wildcards(tuple(excluded)).match(name) is not None
+        inner = name.removeprefix("language_model.")
+        if any(entry in name or entry in inner for entry in self.entries if entry != name):
+            return True
+        return name in self._names or self._wildcards.match(name) is not None
 
 
-@lru_cache(maxsize=16)
-def _wildcards(entries: tuple[str, ...]) -> re.Pattern[str]:
-    """Those that match more than themselves, as one pattern: a checkpoint may list every layer by name."""
-    wild = [translate(entry) for entry in entries if any(sign in entry for sign in "*?[")]
-    return re.compile("|".join(wild) or "(?!)")
+@lru_cache(maxsize=4)
+def exclusions(entries: tuple[str, ...], fused: tuple[tuple[str, tuple[str, ...]], ...]) -> Exclusions:
+    """Those of a checkpoint, which may list every layer by name, with the answers given so far."""
+    return Exclusions(entries, fused)
 
 
 def equal_or_regex(name: str, target: str) -> bool:

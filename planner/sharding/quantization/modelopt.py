@@ -14,7 +14,7 @@ from planner.sharding.quantization import fp8_kernels as kernels
 from planner.sharding.quantization import fp8_moe
 from planner.sharding.quantization.base import UNQUANTIZED, LinearShard, MoEShard, Scheme, Storage, Stored
 from planner.sharding.quantization.context import BaseSelector, Context, LinearModule, Section, scalar_kv_scales
-from planner.sharding.quantization.match import is_excluded_by_wildcard, map_name, map_names
+from planner.sharding.quantization.match import Exclusions, exclusions, map_name, map_names
 from planner.sharding.quantization.mxfp8 import Mxfp8
 from planner.sharding.quantization.nvfp4 import MODELOPT, Nvfp4
 from planner.values import reject
@@ -63,7 +63,7 @@ class ModelOptSelector(BaseSelector):
     def __init__(self, context: Context, scheme: Scheme, excluded: tuple[str, ...]) -> None:
         super().__init__(context)
         self.scheme_ = scheme
-        self.excluded = _mapped_exclusions(excluded, context.names)
+        self.excluded = _exclusions(excluded, context.names)
 
     def linear(self, module: LinearModule) -> Scheme:
         return self._scheme(module.name)
@@ -78,7 +78,7 @@ class ModelOptSelector(BaseSelector):
         return scalar_kv_scales(self.context.dtype)
 
     def _scheme(self, name: str) -> Scheme:
-        excluded = is_excluded_by_wildcard(name, self.excluded, self.fused)
+        excluded = self.excluded.cover(name)
         return UNQUANTIZED if excluded or any(part in name for part in _VISION) else self.scheme_
 
 
@@ -87,7 +87,7 @@ class MixedSelector(BaseSelector):
 
     def __init__(self, context: Context, section: Section, excluded: tuple[str, ...], has_kv_scales: bool) -> None:
         super().__init__(context)
-        self.excluded = _mapped_exclusions(excluded, context.names)
+        self.excluded = _exclusions(excluded, context.names)
         self.has_kv_scales = has_kv_scales
         layers = section.section("quantized_layers")
         if not layers.data:
@@ -122,7 +122,7 @@ class MixedSelector(BaseSelector):
         return scalar_kv_scales(self.context.dtype) if wanted else Storage(())
 
     def _scheme(self, name: str) -> Scheme:
-        if is_excluded_by_wildcard(name, self.excluded, self.fused):
+        if self.excluded.cover(name):
             return UNQUANTIZED
         algorithm = self._algorithm(name)
         return self.schemes.get(algorithm, UNQUANTIZED) if algorithm else UNQUANTIZED
@@ -175,7 +175,7 @@ def _candidates(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _mapped_exclusions(excluded: tuple[str, ...], names: PackedNames) -> tuple[str, ...]:
+def _exclusions(excluded: tuple[str, ...], names: PackedNames) -> Exclusions:
     """`path*` stands for the path and everything beneath it (ModelOptQuantConfigBase.apply_vllm_mapper)."""
     split: list[str] = []
     for entry in excluded:
@@ -183,7 +183,7 @@ def _mapped_exclusions(excluded: tuple[str, ...], names: PackedNames) -> tuple[s
             split += [entry[:-1], entry[:-1] + ".*"]
         else:
             split.append(entry)
-    return map_names(split, names)
+    return exclusions(map_names(split, names), tuple(names.fused.items()))
 
 
 def _group_size(section: Section) -> int | None:
