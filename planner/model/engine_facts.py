@@ -15,6 +15,8 @@ StateDType = Literal["auto", "float32", "float16", "bfloat16"]
 
 _PREFIX_LM_TYPES = ("bagel", "gemma3", "molmo2", "moondream3", "paligemma", "umm")
 _GEMMA4_TYPES = ("diffusion_gemma_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
+_NEMOTRON_H = ("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM", "NemotronH_Nano_VL_V2")
+"""The omni-modal classes of Nemotron are not among them: their state keeps the model's dtype (models/config.py:836)."""
 _GEMMA4_VIDEO_TOKENS = 32 * (70 + 2 + 6)
 
 
@@ -76,8 +78,8 @@ def _is_prefix_lm(config: Mapping[str, Any], text: ConfigView, model_type: str) 
 
 def _ssm_state_dtype(config: Mapping[str, Any], text: Mapping[str, Any], architecture: str) -> StateDType:
     named: Any = None
-    if architecture.startswith("NemotronH"):
-        named = text.get("mamba_ssm_cache_dtype", config.get("mamba_ssm_cache_dtype", "float32"))
+    if architecture in _NEMOTRON_H:
+        named = text.get("mamba_ssm_cache_dtype", "float32")
     elif architecture in ("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration", "ColQwen3_5"):
         named = text.get("mamba_ssm_dtype")
     if named is None or named == "auto":

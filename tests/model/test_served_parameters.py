@@ -48,6 +48,7 @@ def assessed(row: dict[str, str]) -> Assessment:
         max_model_len=min(LENGTH, model.derived_max_model_len),
         kv_cache_memory_bytes=CACHE_BYTES,
         trust_remote_code=True,
+        skip_mm_profiling=row.get("flags") == "--skip-mm-profiling",
     )
     return assess(model, parse_gpus(f"h200:{tp * pp}"), args, "0.26.0")
 

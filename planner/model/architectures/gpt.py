@@ -253,7 +253,7 @@ def falcon(config: ConfigView) -> Architecture:
     )
 
 
-def opt(config: ConfigView) -> Architecture:
+def opt(config: ConfigView, prefix: str = "") -> Architecture:
     """OPTForCausalLM: learned positions (two more than the length), projections to a narrower embedding (opt.py:59)."""
     config.require("layer_norm_elementwise_affine", (True,), True)
     hidden, width = config.size("hidden_size"), config.size("word_embed_proj_dim")
@@ -268,17 +268,21 @@ def opt(config: ConfigView) -> Architecture:
     bias = config.flag("enable_bias", True)
     extra: list[Module] = [
         Parameter(
-            name="model.decoder.embed_positions.weight",
+            name=f"{prefix}model.decoder.embed_positions.weight",
             placement="every",
             shape=(dims.max_position_embeddings + 2, hidden),
         )
     ]
     if width != hidden:
         extra.append(
-            Linear(name="model.decoder.project_out", placement="every", input_size=hidden, output_sizes=(width,))
+            Linear(
+                name=f"{prefix}model.decoder.project_out", placement="every", input_size=hidden, output_sizes=(width,)
+            )
         )
         extra.append(
-            Linear(name="model.decoder.project_in", placement="every", input_size=width, output_sizes=(hidden,))
+            Linear(
+                name=f"{prefix}model.decoder.project_in", placement="every", input_size=width, output_sizes=(hidden,)
+            )
         )
     final = config.flag("do_layer_norm_before", True) and not config.flag("_remove_final_layer_norm")
     names = Names(
@@ -293,6 +297,7 @@ def opt(config: ConfigView) -> Architecture:
 
     base = assemble(
         dims,
+        prefix=prefix,
         names=names,
         norm_bias=True,
         every_stage=True,

@@ -1,6 +1,7 @@
-"""InternVL in its own format (InternVLChatModel) and in transformers' (InternVLForConditionalGeneration, Intern-S1).
+"""InternVL in its own format (InternVLChatModel and its kin) and in transformers' (InternVLForConditionalGeneration,
+Intern-S1).
 
-Source: vLLM 0.26.0 model_executor/models/internvl.py, interns1.py.
+Source: vLLM 0.26.0 model_executor/models/{internvl,interns1,h2ovl,nvlm_d,qianfan_ocr,skyworkr1v}.py.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from planner.model.architectures.text_part import language_model
 from planner.model.architectures.vision_blocks import as_tower, multimodal, replicated, text_view, weight
 from planner.model.architectures.vit import encoder_of, intern_vit, interns1_vit, patch_grid
 from planner.model.config_view import ConfigView
-from planner.model.modules import Module
+from planner.model.modules import Linear, LMHead, Module, Parameter, QKVLinear
+from planner.model.quantization import read_quantization
 from planner.model.vision_spec import Modality, Tiles, VisionSpec
 
+_NVLM_DUMMY_HEADS = 7
 _VIDEO_TEXTS = ("qwen2", "qwen3", "qwen3_moe", "gpt_oss")
 
 
@@ -46,6 +49,57 @@ def internvl_chat(config: ConfigView) -> Architecture:
     spec = VisionSpec(family="InternVL", modalities=modalities, encoder=encoder, image=image)
     tower = intern_vit(vision, "vision_model", depth) + as_tower(projector)
     return multimodal(text, tower, vision=spec, fused={"qkv": ("qkv",)}, encoder_data=True)
+
+
+def h2ovl(config: ConfigView) -> Architecture:
+    """H2OVLChatModel: InternVL whose processor adds views of its own."""
+    return _of_family(internvl_chat(config), "H2OVL")
+
+
+def qianfan_ocr(config: ConfigView) -> Architecture:
+    """QianfanOCRForConditionalGeneration: InternVL; with FP8 the tower, the projector and the head stay as they are."""
+    defaults = {"force_image_size": 448, "max_dynamic_patch": 12, "use_thumbnail": True}
+    built = internvl_chat(ConfigView({**defaults, **config.data}, config.where, config.model_type, config.files))
+    files = config.files
+    quantization = read_quantization(config.data, files.hf_quant if files is not None else {})
+    if quantization is None or quantization.method != "fp8":
+        return built
+    kept = ("vision_model.", "language_model.lm_head")
+    return replace(built, modules=tuple(_unquantized(part, kept) for part in built.modules))
+
+
+def _unquantized(part: Module, kept: tuple[str, ...]) -> Module:
+    quantized = isinstance(part, (Linear, LMHead, QKVLinear)) and part.name.startswith(kept)
+    return replace(part, quantizable=False) if quantized else part
+
+
+def nvlm_d(config: ConfigView) -> Architecture:
+    """NVLM_D: seven more heads than the tower has, so that they divide, and a projector as wide as the decoder's MLP
+    without biases (nvlm_d.py:158)."""
+    built = internvl_chat(config)
+    vision = config.section("vision_config", "intern_vit_6b")
+    width, heads = vision.size("hidden_size"), vision.size("num_attention_heads")
+    total = heads + _NVLM_DUMMY_HEADS
+    wide = total * (width // heads)
+    modules: list[Module] = []
+    for part in built.modules:
+        if part.name.startswith(("mlp1.1.", "mlp1.3.")):
+            continue
+        if isinstance(part, QKVLinear) and part.name.startswith("vision_model."):
+            part = replace(part, num_heads=total, num_kv_heads=total, whole_unless_divides=total)
+        elif isinstance(part, Linear) and part.name.endswith(".attn.proj"):
+            part = replace(part, input_size=wide, whole_unless_divides=total)
+        elif isinstance(part, Parameter) and part.name.endswith((".q_norm.weight", ".k_norm.weight")):
+            part = replace(part, shape=(wide,)) if part.name.startswith("vision_model.") else part
+        modules.append(part)
+    inner, output = built.text.intermediate_size, built.text.hidden_size
+    projector = weight("mlp1.1", inner, _merged_width(config, vision)) + weight("mlp1.3", output, inner)
+    return _of_family(replace(built, modules=(*as_tower(projector), *modules)), "NVLM")
+
+
+def _of_family(built: Architecture, family: str) -> Architecture:
+    assert built.vision is not None
+    return replace(built, vision=replace(built.vision, family=family, modalities=("image",)))
 
 
 def skywork_r1v(config: ConfigView) -> Architecture:

@@ -28,7 +28,7 @@ _BY_NAME = {"linear_attention": "mamba", "mamba": "mamba", "full_attention": "at
 _UP_DOWN = ("up_proj", "down_proj")
 
 
-def nemotron_h(config: ConfigView) -> Architecture:
+def nemotron_h(config: ConfigView, prefix: str = "") -> Architecture:
     """NemotronHForCausalLM: embedding, final norm and an untied head on each pipeline stage (nemotron_h.py:530)."""
     if config.raw("block_configs") is not None:
         raise UnsupportedError("block_configs", f"{config.where}: layers of different sizes are not supported")
@@ -39,11 +39,16 @@ def nemotron_h(config: ConfigView) -> Architecture:
     counted = ConfigView({**config.data, "num_hidden_layers": len(kinds)}, config.where, config.model_type)
     dims = text_dims(counted, heads, max(_widths(config)))
     modules: list[Module] = [
-        VocabEmbedding(name="model.embed_tokens", num_embeddings=dims.vocab_size, hidden_size=hidden, quantizable=False)
+        VocabEmbedding(
+            name=f"{prefix}model.embed_tokens",
+            num_embeddings=dims.vocab_size,
+            hidden_size=hidden,
+            quantizable=False,
+        )
     ]
     mixer = _mamba(config)
     for layer, kind in enumerate(kinds):
-        at = f"model.layers.{layer}.mixer"
+        at = f"{prefix}model.layers.{layer}.mixer"
         if kind == "mamba":
             modules += mamba2_mixer(at, layer, mixer)
         elif kind == "attention":
@@ -53,9 +58,11 @@ def nemotron_h(config: ConfigView) -> Architecture:
             modules += plain_mlp(at, layer, hidden, width, names=_UP_DOWN, bias=config.flag("mlp_bias"))
         else:
             modules += _experts(at, layer, config)
-        modules += norm(f"model.layers.{layer}.norm", hidden, layer)
-    modules += norm("model.norm_f", hidden, "every")
-    modules.append(LMHead(name="lm_head", placement="every", num_embeddings=dims.vocab_size, hidden_size=hidden))
+        modules += norm(f"{prefix}model.layers.{layer}.norm", hidden, layer)
+    modules += norm(f"{prefix}model.norm_f", hidden, "every")
+    modules.append(
+        LMHead(name=f"{prefix}lm_head", placement="every", num_embeddings=dims.vocab_size, hidden_size=hidden)
+    )
     sparse = "moe" in kinds
     return Architecture(
         modules=tuple(modules),

@@ -5,6 +5,8 @@ Source: vLLM 0.26.0 model_executor/models/{glm4_moe,minimax_m2,ernie45_moe,exaon
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from planner.errors import UnsupportedError
 from planner.model.architectures.assemble import Windows, assemble
 from planner.model.architectures.blocks import (
@@ -225,7 +227,7 @@ def hunyuan(config: ConfigView, prefix: str = "") -> Architecture:
             experts(at, layer, count=count, top_k=by_layer(config, "moe_topk", layer), hidden=hidden, inner=inner),
         ]
 
-    return assemble(
+    built = assemble(
         dims,
         prefix=prefix,
         tied=config.flag("tie_word_embeddings"),
@@ -233,3 +235,5 @@ def hunyuan(config: ConfigView, prefix: str = "") -> Architecture:
         feed_forward=feed_forward,
         num_experts=count if count > 1 else 0,
     )
+    # A single expert is no mixture here, and one to the engine (config/model.py is_moe).
+    return replace(built, is_moe=config.raw("num_experts") is not None and count > 0)
