@@ -10,14 +10,16 @@ from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.hardware.spec import GpuSpec
 from planner.model.build import build_model
+from planner.model.modules import PackedNames
 from planner.model.spec import ModelFiles, ModelSpec
+from planner.sharding.quantization.context import Context
 from planner.units import GIB
 
 _GOLDEN = Path(__file__).parent.parent / "golden" / "quantized_storage.json"
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
 _CARDS = {"7.5": ("Tesla T4", 40), "8.0": ("NVIDIA A100", 108), "8.9": ("NVIDIA L20", 92), "9.0": ("NVIDIA H100", 132),
-          "10.0": ("NVIDIA B200", 148)}  # fmt: skip
+          "10.0": ("NVIDIA B200", 148), "12.0": ("NVIDIA GeForce RTX 5090", 170)}  # fmt: skip
 
 
 @cache
@@ -50,6 +52,15 @@ def engine_of(
         dtype="half" if capability == "7.5" else "auto",
     )  # fmt: skip
     return resolve(model, gpu, args, "0.26.0")
+
+
+def card(capability: int, **changes: Any) -> Context:
+    """What kernel choices see of a card with 100 multiprocessors."""
+    usual = {
+        "capability": capability, "sm_count": 100, "dtype": "bfloat16", "tensor_parallel_size": 1, "enable_lora": False,
+        "names": PackedNames(), "model_type": "llama", "env": {},
+    }  # fmt: skip
+    return Context(**{**usual, **changes})
 
 
 def _packed_modules(config: dict[str, Any]) -> list[str]:

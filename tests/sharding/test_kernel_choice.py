@@ -8,10 +8,9 @@ order of kernels/linear/__init__.py:396.
 from typing import Any
 
 import pytest
+from quantized_cases import card
 
-from planner.model.modules import PackedNames
 from planner.sharding.quantization.base import Stored
-from planner.sharding.quantization.context import Context
 from planner.sharding.quantization.humming import block_after_load
 from planner.sharding.quantization.wna16 import Problem, TensorNames, after_load, choose_kernel, weight_type
 from planner.values import Rejected
@@ -32,14 +31,6 @@ def problem(**changes: Any) -> Problem:
         "zero_points": False, "has_g_idx": False,
     }  # fmt: skip
     return Problem(**{**usual, **changes})
-
-
-def card(capability: int, **changes: Any) -> Context:
-    usual = {
-        "capability": capability, "sm_count": 100, "dtype": "bfloat16", "tensor_parallel_size": 1, "enable_lora": False,
-        "names": PackedNames(), "model_type": "llama", "env": {},
-    }  # fmt: skip
-    return Context(**{**usual, **changes})
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,14 @@ class Awq(Struct, frozen=True):
     strict_experts: bool = False
     name: str = "auto_awq"
 
+    @property
+    def is_for_marlin(self) -> bool:
+        return self.zero_point and self.group_size in marlin.GROUP_SIZES
+
     def linear(self, shard: LinearShard) -> Storage:
         k, n = shard.input_size, shard.output_size
         group = shard.full_input_size if self.group_size == -1 else self.group_size
-        marlin_type = self.zero_point and self.group_size in marlin.GROUP_SIZES
+        marlin_type = self.is_for_marlin
         fits = self.group_size == -1 or self.group_size >= shard.full_input_size or k % self.group_size == 0
         if not (marlin_type and fits):
             if k % group:
@@ -62,8 +66,12 @@ class Awq(Struct, frozen=True):
         if not marlin.supports_moe(shard, self.group_size, padding=not self.strict_experts):
             return MoeWna16(bits=4, group_size=self.group_size, zero_points=self.zero_point, gptq=False).moe(shard)
         experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
-        groups13 = 1 if self.group_size == -1 else hidden // self.group_size
-        groups2 = 1 if self.group_size == -1 else inner // self.group_size
+        if self.group_size == -1:  # auto_awq.py:611 divides by the group as it is
+            raise reject(
+                "quantization_alignment",
+                f"Trying to create tensor with negative dimension {-hidden}: [{experts}, {-hidden}, {2 * inner}]",
+            )
+        groups13, groups2 = hidden // self.group_size, inner // self.group_size
         work = marlin.workspace(self.context, 4)
         created = (
             Stored("w13_qweight", (experts, hidden, 2 * inner // _PACK), "int32"),
@@ -109,8 +117,11 @@ class AwqSelector(BaseSelector):
     def lm_head(self, module: LMHead) -> Scheme:
         if not self.quantizes_lm_head:
             return UNQUANTIZED
-        skipped = is_layer_skipped(module.name, self.skipped, self.fused, substrings=True)
-        return UNQUANTIZED if skipped else self.scheme_
+        if is_layer_skipped(module.name, self.skipped, self.fused, substrings=True):
+            return UNQUANTIZED
+        if self.scheme_.is_for_marlin:  # utils/marlin_utils.py:308 asks the head for what only linear layers have
+            raise reject("quantization_capability", "'ParallelLMHead' object has no attribute 'output_size'")
+        return self.scheme_
 
     def moe(self, module: FusedMoE) -> Scheme:
         skipped = is_layer_skipped(module.name, self.skipped, {}, substrings=True)

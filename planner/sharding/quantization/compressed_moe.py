@@ -30,7 +30,9 @@ class Wna16Experts(Struct, frozen=True):
         weights, bits = self.weights, self.weights.num_bits
         group = -1 if weights.strategy == "channel" else weights.group_size or -1
         on_marlin = marlin.supports_moe(shard, weights.group_size or -1, padding=not weights.act_order)
-        full_rows = on_marlin and weights.act_order and group != -1
+        if weights.act_order and weights.strategy == "group" and not on_marlin:
+            raise reject("quantization_capability", "WNA16MoE is not supported with actorder=group/dynamic.")
+        full_rows = weights.act_order and group != -1
         if group != -1:
             self._check_groups(shard, group, full_rows=full_rows, on_marlin=on_marlin)
         experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
