@@ -154,7 +154,7 @@ def _pixels(model: ModelSpec, args: EngineArgs) -> Iterator[Change]:
     except ValueError:
         return
     most = given.get("max_pixels") or rule.max_pixels
-    for pixels in (most // 2, most // 4, MODEST_PIXELS, MODEST_PIXELS // 4):
+    for pixels in sorted({most // 2, most // 4, MODEST_PIXELS, MODEST_PIXELS // 4}, reverse=True):
         if MODEST_PIXELS // 4 <= pixels < most:
             text = json.dumps({**given, "max_pixels": pixels})
             yield Change((("mm_processor_kwargs", text),), f"larger images are shrunk to {pixels / 1e6:.1f} megapixels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -87,6 +88,25 @@ def test_rungs(name, golden):
             for rung in offered
         ],
     )
+
+
+def test_each_offer_of_pixels_is_below_the_one_before():
+    """A ladder halves its way through a rung: one that is not in order would be left too early."""
+    request = api.Request(model=VL, gpus="a10:1", offline=True)
+    spec, pool = api.load_spec(request), api.load_gpus(request)
+    for most in (2_000_000, 1_003_520, 600_000, 250_881, 250_880):
+        args = EngineArgs(mm_processor_kwargs=json.dumps({"max_pixels": most}), max_model_len=8192)
+        config = Variants(spec, pool, VERSION).assess(args).config
+        assert config is not None
+        offered = [
+            json.loads(str(value))["max_pixels"]
+            for rung in rungs(spec, pool, args, config, frozenset(), ())
+            for change in rung
+            for name, value in change.fields
+            if name == "mm_processor_kwargs"
+        ]
+        assert offered == sorted({pixels for pixels in offered if 250_880 <= pixels < most}, reverse=True)
+        assert bool(offered) is (most > 250_880)
 
 
 def test_flags_as_they_are_written():
