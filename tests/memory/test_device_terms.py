@@ -23,8 +23,8 @@ from tests.memory.pass_cases import model_of, set_up
 
 DENSE, MOE = "memory/boots.json q25-7b-l4", "memory/boots.json mixtral-l4"
 CONTEXT, PAIR, MOE_PAIR, STAGES = 552_402_944, 1_640_890_368, 2_150_498_304, 1_529_741_312
-V1 = {"env": (("VLLM_USE_V2_MODEL_RUNNER", "0"),)}
-EAGLE = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 3}'}
+V1: dict[str, Any] = {"env": (("VLLM_USE_V2_MODEL_RUNNER", "0"),)}
+EAGLE: dict[str, Any] = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 3}'}
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_graphs_of_a_draft_head() -> None:
     assert draft_graph_bytes(model, config) == len(captured_graphs(config)[0]) * 110_000
     model, share, config = set_up("llama", **EAGLE, enforce_eager=True)
     assert draft_graph_bytes(model, config) == 0
-    one = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 1}'}
-    model, share, config = set_up("llama", **one)
+    one: dict[str, Any] = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 1}'}
+    model, _, config = set_up("llama", **one)
     mixed, whole = captured_graphs(config)
     expected = (len(mixed) + len(whole)) * (110_000 + 370_000) + max(whole) // 2 * 32000 * 2
     assert draft_graph_bytes(model, config) == expected

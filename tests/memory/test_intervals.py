@@ -13,9 +13,11 @@ from planner.units import MIB
 from tests.memory.pass_cases import set_up
 
 QWEN, LLAMA = "memory/boots.json q25-7b-l4", "llama"
-EAGER = {"enforce_eager": True}
-EAGLE = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 3}'}
-DRAFT_MODEL = {"speculative_config": '{"method": "draft_model", "model": "small llama", "num_speculative_tokens": 3}'}
+EAGER: dict[str, Any] = {"enforce_eager": True}
+EAGLE: dict[str, Any] = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 3}'}
+DRAFT_MODEL: dict[str, Any] = {
+    "speculative_config": '{"method": "draft_model", "model": "small llama", "num_speculative_tokens": 3}'
+}
 WEIGHTS, PEAK, ACTUAL, CONTEXT = 8000 * MIB, 500 * MIB, 200 * MIB, 400 * MIB
 
 
@@ -52,7 +54,7 @@ def test_each_ledger_adds_its_own_terms() -> None:
 
 def test_what_was_measured_spreads_as_it_did() -> None:
     """Qwen2.5-7B on an H200 with 0.26.0: weights, peak and context to the byte; each node of 4 layers in each graph."""
-    model, share, config = set_up(QWEN)
+    _, _, config = set_up(QWEN)
     assert is_verified(config)
     terms = found(QWEN)
     assert (terms.weights, terms.peak, terms.context) == (Spread(), Spread(), Spread())
@@ -100,7 +102,7 @@ def test_passes_that_no_boot_had_may_be_off_by_two_hidden_states(
 
 
 def test_graphs_of_drafts_and_adapters_may_cost_as_much_again() -> None:
-    model, share, config = set_up(LLAMA, **EAGLE)
+    model, _, config = set_up(LLAMA, **EAGLE)
     graphs = sum(map(len, captured_graphs(config)))
     measured_part = spread_of(measured.GRAPH_NODE_BYTES, 8 * graphs) + spread_of(measured.GRAPH_STREAM_BYTES)
     draft = draft_graph_bytes(model, config)
