@@ -197,7 +197,7 @@ def test_graphs_of_a_draft_head() -> None:
     assert draft_graph_bytes(model, config) == nodes + rows * 32000 * 2
     model, share, config = set_up("llama", **EAGLE, **V1)
     assert draft_graph_bytes(model, config) == len(captured_graphs(config)[0]) * 110_000
-    model, share, config = set_up("llama", **EAGLE, enforce_eager=True)
+    model, _, config = set_up("llama", **EAGLE, enforce_eager=True)
     assert draft_graph_bytes(model, config) == 0
     one: dict[str, Any] = {"speculative_config": '{"method": "eagle", "model": "head", "num_speculative_tokens": 1}'}
     model, _, config = set_up("llama", **one)
