@@ -187,7 +187,7 @@ def test_the_estimate_of_v2(flags: dict[str, Any], expected: list[tuple[str, int
 def test_graphs_of_a_draft_head() -> None:
     """V2: the target's sizes, and those up to max_num_seqs again for the later drafts; the largest's logits. V1: pieces
     only, of its one layer."""
-    model, share, config = set_up("llama", **EAGLE)
+    model, _, config = set_up("llama", **EAGLE)
     assert config.model_runner == "v2"
     mixed, whole = captured_graphs(config)
     steps = [size for size in config.cudagraph_capture_sizes if size <= 64]
@@ -195,7 +195,7 @@ def test_graphs_of_a_draft_head() -> None:
     assert rows == 64
     nodes = (len(mixed) + len(whole) + len(steps)) * (110_000 + 370_000)
     assert draft_graph_bytes(model, config) == nodes + rows * 32000 * 2
-    model, share, config = set_up("llama", **EAGLE, **V1)
+    model, _, config = set_up("llama", **EAGLE, **V1)
     assert draft_graph_bytes(model, config) == len(captured_graphs(config)[0]) * 110_000
     model, _, config = set_up("llama", **EAGLE, enforce_eager=True)
     assert draft_graph_bytes(model, config) == 0
