@@ -212,6 +212,8 @@ ARCHITECTURES: dict[str, str] = {
     "HunYuanVLForConditionalGeneration": "hunyuan_vl:hunyuan_vl",
     "GLM4VForCausalLM": "glm_4v:glm_4v",
     "Blip2ForConditionalGeneration": "blip2:blip2",
+    "PixtralForConditionalGeneration": "mistral_media:pixtral",
+    "VoxtralForConditionalGeneration": "mistral_media:voxtral",
     "UltravoxModel": "whisper_kin:ultravox",
     "GlmAsrForConditionalGeneration": "whisper_kin:glm_asr",
     "AudioFlamingo3ForConditionalGeneration": "whisper_kin:audio_flamingo3",

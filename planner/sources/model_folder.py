@@ -8,6 +8,7 @@ from typing import Any
 from planner.errors import InputError
 from planner.model.spec import ModelFiles
 from planner.sources.json_file import read_json_object
+from planner.sources.mistral_format import PARAMS, chosen_by, config_of
 from planner.sources.safetensors_headers import CheckpointTensors, summarize_folder
 
 CONFIG = "config.json"
@@ -30,9 +31,12 @@ def load_folder(path: Path, name: str | None = None) -> ModelFiles:
     """
     folder = path if path.is_dir() else path.parent
     config_path = path / CONFIG if path.is_dir() else path
-    if not config_path.is_file():
+    params = folder / PARAMS if path.is_dir() and _in_mistral_format(folder) else None
+    if params is None and not config_path.is_file():
         raise InputError(f"{path}: no {CONFIG} in this folder" if path.is_dir() else f"{path}: not a file")
-    config = read_json_object(config_path)
+    config = read_json_object(config_path) if config_path.is_file() else {}
+    if params is not None:
+        config = config_of(read_json_object(params), config)
     side: dict[str, dict[str, Any]] = {}
     checkpoint_bytes: int | None = None
     headers: CheckpointTensors | None = None
@@ -42,9 +46,20 @@ def load_folder(path: Path, name: str | None = None) -> ModelFiles:
         if checkpoint_bytes is None or reads_headers(config):
             headers = summarize_folder(folder)
     files = assemble(
-        name or str(path), config, side, headers=headers, index_total=checkpoint_bytes, source=str(config_path)
+        name or str(path),
+        config,
+        side,
+        headers=headers,
+        index_total=checkpoint_bytes,
+        source=str(params or config_path),
     )
     return files.model_copy(update={"path": str(folder)})
+
+
+def _in_mistral_format(folder: Path) -> bool:
+    """Where vLLM would choose it, and where the folder has no other config."""
+    names = [entry.name for entry in folder.iterdir()]
+    return PARAMS in names and (CONFIG not in names or chosen_by(names))
 
 
 def assemble(

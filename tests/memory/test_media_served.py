@@ -52,6 +52,10 @@ def configured(name: str) -> EngineConfig:
         ("ernie45vl", 1024, 1024, 37**2, 37**2 + 2),
         ("lfm2vl", 512, 512, 16**2, 16**2 + 2),
         ("lfm2vl", 1024, 1024, 5 * 16**2, 5 * 16**2 + 2 + 5),
+        ("pixtral", 512, 512, 32 * 32, 32 * 33),
+        ("pixtral", 1537, 512, 32 * 11, 11 * 33),
+        ("pixtral", 5000, 3, 32, 33),
+        ("smallmm", 448, 224, 16 * 8, 17 * 8),
         ("step3vl", 600, 500, 169, 171),
         ("step3vl", 728, 728, 169 + 4 * 81, 169 + 2 + 4 * 83 + 1),
     ],
@@ -66,6 +70,8 @@ def test_an_image_has_so_many_tokens(name: str, width: int, height: int, tokens:
 @pytest.mark.parametrize(
     ("name", "most"),
     [
+        ("pixtral", {"image": 32 * 32}),
+        ("smallmm", {"image": 16 * 16}),
         ("step3vl", {"image": 169 + 2 + 36 * 83 + 5}),
         ("cohere2vision", {"image": 13 * 256}),
         ("deepseekvl2", {"image": 14 * 15 + 3 * 14 * 15 + 1}),

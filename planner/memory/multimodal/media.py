@@ -183,7 +183,7 @@ def visual_rule(vision: VisionSpec, kwargs: ProcessorKwargs) -> MediaRule:
         kwargs.refuse_all_but(family)
         return PinpointRule(family, image)
     if isinstance(image, LongestEdge):
-        kwargs.refuse_all_but(family, "size")
+        kwargs.refuse_all_but(family, *(() if family == "Pixtral" else ("size",)))
         return EdgeRule(family, image, kwargs)
     if isinstance(image, Slices):
         kwargs.refuse_all_but(family, "max_slice_nums")

@@ -60,6 +60,7 @@ _STYLES: dict[str, TowerStyle] = {
     "KimiK25": "moonvit",
     "Mistral3": "pixtral",
     "LightOnOCR": "pixtral",
+    "Pixtral": "pixtral_native",
     "PaddleOCRVL": "rotated",
     "MiniMaxM3": "minimax",
 }
@@ -153,6 +154,8 @@ def _merger(family: str, encoder: Encoder, image: DynamicPatches) -> QwenMerger:
 def _plain(encoder: Encoder, style: TowerStyle, config: EngineConfig) -> PlainRun:
     if style == "pixtral":
         return PlainRun(mask="batch", rotary_bytes=2 * encoder.head_size * DTYPE_BYTES[config.dtype])
+    if style == "pixtral_native":
+        return PlainRun(mask="batch", rotary_bytes=4 * encoder.head_size)
     if style == "moonvit":
         return PlainRun(rotary_bytes=4 * encoder.head_size)
     if style == "minimax":

@@ -255,7 +255,8 @@ class Gemma4Rule(PatchRule, frozen=True):
 
 
 class EdgeRule(MediaRule, frozen=True):
-    """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more, but LightOnOCR's."""
+    """Pixtral and Mistral 3: the longest side is bounded; each row of tokens ends with one more, but LightOnOCR's.
+    Mistral's own processor rounds where transformers' cuts (mistral_common 1.13.1 tokens/tokenizers/image.py:260)."""
 
     family: str
     rule: LongestEdge
@@ -264,7 +265,9 @@ class EdgeRule(MediaRule, frozen=True):
     def image(self, width: int, height: int) -> MediaItem:
         most = self.kwargs.edge("longest_edge") or self.rule.image_size
         scale = max(width / most, height / most)
-        if scale > 1:
+        if scale > 1 and self.family == "Pixtral":
+            width, height = max(round(width / scale), 1), max(round(height / scale), 1)
+        elif scale > 1:
             width, height = floor(width / scale), floor(height / scale)
         cell = self.rule.patch_size * self.rule.merge_size
         rows, columns = (height - 1) // cell + 1, (width - 1) // cell + 1

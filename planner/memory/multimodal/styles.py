@@ -16,8 +16,10 @@ from planner.model.vision_spec import Encoder
 from planner.values import DTYPE_BYTES
 
 TowerStyle = Literal[
-    "qwen2", "qwen2_5", "qwen3", "glm4v", "dots", "plain", "rotated", "minimax", "moonvit", "pixtral", "audio"
-]
+    "qwen2", "qwen2_5", "qwen3", "glm4v", "dots", "plain", "rotated", "minimax", "moonvit", "pixtral",
+    "pixtral_native", "audio"
+]  # fmt: skip
+_WITHOUT_FLASH = ("pixtral", "pixtral_native", "audio")
 
 _HOPPER_SM_COUNT = 132
 _ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "complex"]] = {
@@ -30,6 +32,7 @@ _ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "co
     "dots": "wide",
     "glm4v": "contiguous",
     "moonvit": "complex",
+    "pixtral_native": "complex",
 }
 
 
@@ -39,7 +42,7 @@ def tower_of(
     """The encoder's sizes and habits. FlashAttention from compute capability 8.0 on for 16-bit heads of a multiple of
     8 up to 256; PyTorch's attention for Pixtral, for transformers' audio encoders and where FlashAttention is not."""
     flash = (
-        style not in ("pixtral", "audio")
+        style not in _WITHOUT_FLASH
         and config.compute_capability >= (8, 0)
         and config.dtype != "float32"
         and encoder.head_size % 8 == 0
@@ -60,7 +63,7 @@ def tower_of(
         rotary_size=encoder.head_size // 2,
         flash=flash,
         splits=_splits(config, encoder, items, tp) if flash and config.compute_capability[0] == 9 else 1,
-        transposes=style in ("pixtral", "audio"),
+        transposes=style in _WITHOUT_FLASH,
         quantized_inputs=quantized,
     )
 
