@@ -100,7 +100,7 @@ def verdicts(names: tuple[str, ...], jobs: int) -> int:
     """The same cards and counts, held or not by which layout; the verdicts given."""
     options = SearchOptions(args=EngineArgs(max_model_len=4096), workload=Workload(concurrency=4))
     request = api.Request(model=names[0], gpus="", offline=True)
-    found = api.fits(request, options, models=names[1:], jobs=jobs)
+    found = api.matrix(request, options, models=names[1:], jobs=jobs).found
     return sum(len(fits) for fits in found.values() if not isinstance(fits, str))
 
 
@@ -131,7 +131,7 @@ def main() -> None:
         ratio = each[2] / each[0] * count / processor
         told = "" if name == "import numpy" else f"{ratio:,.0f}x"
         print(f"{name:36s} {count:10,d} {wall:8.2f} {processor:8.2f} {processor / unit[2]:8.1f} {told:>22s}")
-    for what, work in (("select", catalog_by_catalog), ("fits", verdicts)):
+    for what, work in (("select", catalog_by_catalog), ("matrix", verdicts)):
         count, wall, processor = timed(lambda work=work: work(names, asked.jobs))  # type: ignore[misc]
         what = f"{what}, {len(names)} models, every card"
         print(f"{what:36s} {count:10,d} {wall:8.2f} {processor:8.2f} {processor / unit[2]:8.1f}")

@@ -26,6 +26,7 @@ from planner.serve.command import serve_argv, shell_command
 from planner.values import Rejected, Value
 
 if TYPE_CHECKING:
+    from planner.report.matrix import Matrix
     from planner.report.selection import Limits, Selection
     from planner.report.speed import SpeedAnswer
     from planner.report.sweep import Axis, Pairs
@@ -262,7 +263,7 @@ def select(
     return Selection(title, rows, concurrency, tuple(dict.fromkeys(notes)))
 
 
-def fits(
+def matrix(
     request: Request,
     options: SearchOptions,
     *,
@@ -270,9 +271,9 @@ def fits(
     only: Sequence[str] = (),
     max_count: int = 16,
     jobs: int = 1,
-) -> dict[str, tuple[Fit, ...] | str]:
-    """Which cards hold the workload of `options`, for the request's model and `models`: the verdicts of `select`,
-    several times as fast and without its figures; for a model that is refused or not supported, why.
+) -> Matrix:
+    """The fewest of each card that hold the workload of `options`, for the request's model and `models`: the verdicts
+    of `select`, many times as fast and without its figures; for a model that is refused or not supported, why.
 
     `jobs`: processes to share the models, where the machine allows any.
     """
@@ -280,29 +281,32 @@ def fits(
     from concurrent.futures.process import BrokenProcessPool
     from functools import partial
 
+    from planner.report.matrix import Matrix
     from planner.sources.hardware_catalog import load_hardware_catalog
 
     names = tuple(dict.fromkeys((request.model, *models)))
     catalog = load_hardware_catalog(request.hardware_catalogs)
     cards = tuple(catalog.find(card) for card in only) or catalog.all()
     answer = partial(_fits, request, options, cards, max_count)
+    load = f"--concurrency {options.workload.concurrency or 1} --max-model-len {options.args.max_model_len}"
+    titled = partial(Matrix, request.version, load, tuple(card.name for card in cards))
     if jobs > 1 and len(names) > 1:
         try:
             with ProcessPoolExecutor(min(jobs, len(names))) as pool:
-                return dict(zip(names, pool.map(answer, names, chunksize=4), strict=True))
+                return titled(dict(zip(names, pool.map(answer, names, chunksize=4), strict=True)))
         except (OSError, BrokenProcessPool):
             pass
-    return {name: answer(name) for name in names}
+    return titled({name: answer(name) for name in names})
 
 
 def _fits(
     request: Request, options: SearchOptions, cards: tuple[GpuSpec, ...], max_count: int, name: str
 ) -> tuple[Fit, ...] | str:
-    from planner.search.select_fits import fits as decide
+    from planner.search.select_fits import fits
 
     try:
         model = load_spec(request.model_copy(update={"model": name}))
-        return decide(model, cards, options, request.version, max_count=max_count)
+        return fits(model, cards, options, request.version, max_count=max_count)
     except (UnsupportedError, Rejected) as refused:
         return str(refused)
 

@@ -10,8 +10,8 @@ import typer
 from planner.cli.plain import PlainCommand, PlainGroup
 
 COMMANDS = (
-    "fit", "estimate", "explain", "launch", "speed", "verify", "calibrate", "report", "select", "sweep", "compare",
-    "doctor", "probe", "monitor", "loadtest", "catalog",
+    "fit", "estimate", "explain", "launch", "speed", "verify", "calibrate", "report", "select", "matrix", "sweep",
+    "compare", "doctor", "probe", "monitor", "loadtest", "catalog",
 )  # fmt: skip
 """Each is a function in the module of its name in `planner.cli`, or a group of commands there named `app`."""
 

@@ -9,6 +9,7 @@ import pandas as pd
 from planner.memory.assess import Assessment
 from planner.memory.result import Estimate
 from planner.report.compare import compare_rows
+from planner.report.matrix import Matrix
 from planner.report.media_rows import media_rows
 from planner.report.rows import breakdown_rows, ledger_rows, load_rows, variant_rows
 from planner.report.schema import TABLES, Kind
@@ -61,6 +62,11 @@ def sweep(rows: Sequence[Mapping[str, Cell]]) -> pd.DataFrame:
 def select(selection: Selection) -> pd.DataFrame:
     """A hardware selection, best first, a row a card and count."""
     return frame("select", selection.rows)
+
+
+def matrix(found: Matrix) -> pd.DataFrame:
+    """The fewest of each card that hold a workload, a row a model and card."""
+    return frame("matrix", found.rows())
 
 
 def compare(plans: Sequence[tuple[str, Estimate]]) -> pd.DataFrame:

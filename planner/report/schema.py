@@ -222,6 +222,21 @@ _TABLES = (
         ),
     ),
     Table(
+        "matrix",
+        "which cards hold which models, a row a model and card",
+        (
+            _c("model", "text", "model as the user names it"),
+            _c("vllm_version", "text", "vLLM release of the verdict"),
+            _c("gpu", "text", "card; empty where the model is refused"),
+            _c("fits", "bool", "some number of the cards in one machine holds the workload with the safety margin"),
+            _c("fewest_gpus", "int", "the least such number; empty: none that was tried"),
+            _c("tensor_parallel_size", "int", "of each engine"),
+            _c("replicas", "int", "engines side by side"),
+            _c("evidence", "text", "bounds, or replay where the whole model's weights had to be laid out"),
+            _c("refusal", "text", "why the model is not served at all"),
+        ),
+    ),
+    Table(
         "compare",
         "plans side by side, a row a plan and term",
         (

@@ -16,7 +16,7 @@ from planner.engine.config import EngineConfig
 from planner.engine.resize import resized
 from planner.memory.activation import activation_stages, peak_activation_bytes
 from planner.memory.adapters import adapter_indices
-from planner.memory.allocator import weights_memory_bytes
+from planner.memory.allocator import LoadTraits, weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.memory.device import Boot, cuda_context_bytes, non_torch_bytes
 from planner.memory.graphs import (
@@ -26,6 +26,7 @@ from planner.memory.graphs import (
     graph_node_bytes,
 )
 from planner.memory.intervals import CERTAIN, Confidence, Spreads, spreads
+from planner.memory.layers import load_traits
 from planner.memory.ledger import also_counted, ledger_rule
 from planner.memory.multimodal.workload import MediaWorkload
 from planner.memory.runner_state import runner_buffers, sampler_buffers, total_bytes
@@ -90,7 +91,7 @@ def size_costs(
 
     The profile's peak and the runner's buffers are exact linear forms. What the allocator retains is replayed at a
     few sizes and interpolated between: the plan that is chosen in the end is replayed whole. `weights_bytes`: of each
-    stage, where they are known from the same shares.
+    stage, where they are known from the same shares and traits of the load.
     """
     seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
     tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
@@ -104,6 +105,16 @@ def size_costs(
     )
 
 
+def traits_of(deployment: Deployment) -> tuple[LoadTraits, ...]:
+    """Of each stage, what its load allocates beside the tensors."""
+    return tuple(load_traits(deployment.model, share, deployment.config) for share in deployment.shares)
+
+
+def loaded_bytes(deployment: Deployment) -> tuple[int, ...]:
+    """Of each stage, a rank's weights as loaded, with what the load allocates beside them."""
+    return tuple(map(weights_memory_bytes, deployment.shares, traits_of(deployment)))
+
+
 def _stage(
     deployment: Deployment,
     args: EngineArgs,
@@ -115,7 +126,7 @@ def _stage(
     weights_bytes: tuple[int, ...] | None,
 ) -> StageCosts:
     model, share, config = deployment.model, deployment.shares[index], deployment.config
-    loaded = weights_memory_bytes(share) if weights_bytes is None else weights_bytes[index]
+    loaded = loaded_bytes(deployment)[index] if weights_bytes is None else weights_bytes[index]
     thinned = thin(model, share)
     at = _Sized(deployment, args)
     configs = [at(int(one), int(other)) for one, other in zip(seqs, tokens, strict=True)]

@@ -10,10 +10,9 @@ import numpy as np
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
-from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment
 from planner.model.spec import ModelSpec
-from planner.search.costs import Costs, size_costs
+from planner.search.costs import Costs, loaded_bytes, size_costs, traits_of
 from planner.search.grid import VERDICTS, Bools, Grid, candidates_of_a_pair, evaluate, size_pairs
 from planner.search.layouts import layout
 from planner.search.media import media_of, served_pairs
@@ -82,7 +81,7 @@ class Explorer:
     known: dict[tuple[int, int, int], Deployment] = field(default_factory=dict)
     costs: dict[tuple[object, ...], Costs] = field(default_factory=dict)
     served: dict[tuple[int, int, int], Pairs] = field(default_factory=dict)
-    weights: dict[tuple[int, int, int], tuple[int, ...]] = field(default_factory=dict)
+    weights: dict[tuple[object, ...], tuple[int, ...]] = field(default_factory=dict)
     demands: Demands | None = None
 
     def candidates(self, cache_dtype: str, tp: int, stages: int, replicas: int) -> Candidates | None:
@@ -115,10 +114,10 @@ class Explorer:
         if max(weights) > self.gpus.gpu.total_memory_bytes:
             self._too_heavy(found.deployment, len(pairs), max(weights), flags)
             return None
-        costs = self.costs.get((*key, *pairs))
+        costs = self.costs.get((*key, weights, *pairs))
         if costs is None:
             costs = size_costs(found.deployment, args, pairs, media_of(options), options.confidence, weights)
-            self.costs[*key, *pairs] = costs
+            self.costs[*key, weights, *pairs] = costs
         if demand is None:
             grid = evaluate(found.deployment, costs, options, -(-wanted_concurrency(options) // replicas))
         else:
@@ -127,9 +126,10 @@ class Explorer:
 
     def _weights(self, key: tuple[int, int, int], deployment: Deployment) -> tuple[int, ...]:
         """Bytes that the weights of each stage take on a rank, loaded."""
-        if key not in self.weights:
-            self.weights[key] = tuple(weights_memory_bytes(share) for share in deployment.shares)
-        return self.weights[key]
+        loads = (*key, *traits_of(deployment))
+        if loads not in self.weights:
+            self.weights[loads] = loaded_bytes(deployment)
+        return self.weights[loads]
 
     def _too_heavy(self, deployment: Deployment, pairs: int, weights_bytes: int, flags: Flags) -> None:
         """Count all candidates of a layout whose weights alone are more than the card: none needs its costs."""

@@ -3,12 +3,21 @@ like it."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from planner.engine.config import EngineConfig
+from planner.memory.allocator import (
+    LARGE_SEGMENT_BYTES,
+    LOAD_MAX_SPLIT_BYTES,
+    MIN_BLOCK_BYTES,
+    ROUND_LARGE_BYTES,
+    SMALL_BYTES,
+    round_up,
+)
 from planner.memory.kv_capacity import blocks_for_request
 from planner.memory.kv_pool import KVPool
 from planner.model.spec import ModelSpec
@@ -19,7 +28,8 @@ from planner.values import DTYPE_BYTES, Value
 
 _COPIES = ("W_UK_T", "W_UV")
 """Latent attention's views of a weight, which may have no bytes of their own."""
-_MIDDLE_BYTES, _LARGE_BYTES = MIB, 20 * MIB
+_BESIDE_BYTES = 128 * MIB
+"""DeepGEMM's workspace of 32 MiB, and four large blocks that the rotary table's making leaves to tensors."""
 
 
 class Guard(Value):
@@ -73,22 +83,32 @@ class Weighed:
     def bounds(self, share: RankShare) -> tuple[int, int]:
         """(least, most) bytes of a rank's weights, from its thin share.
 
-        No tensor has less than its own size. A block between 1 and 20 MiB is at most 1 MiB larger than its tensor, a
-        larger one is cut to whole pages of 2 MiB while the model is built; post-processing may give it a freed block.
+        No tensor has less than its own size. While vLLM loads, a block between 1 and 20 MiB is at most 1 MiB larger
+        than its tensor; a larger one has whole pages of 2 MiB, or, where post-processing makes it, a block that was
+        freed whole and is less than 20 MiB larger (planner.memory.allocator).
         """
+        created, loaded = set(share.created), set(share.loaded)
+        freed = sorted(
+            {_pages(tensor.size_bytes) for tensor in created - loaded if tensor.size_bytes >= LOAD_MAX_SPLIT_BYTES}
+        )
         least = most = 0
-        built = share.loaded == share.created
         for tensor in share.loaded:
             size, times = tensor.size_bytes, 1 if tensor.layer is None else self.times.get(tensor.layer, 1)
             least += 0 if tensor.name in _COPIES else size * times
-            if size <= _MIDDLE_BYTES:
-                size += 512
-            elif size < _LARGE_BYTES:
-                size += MIB
+            if size <= SMALL_BYTES:
+                block = size + MIN_BLOCK_BYTES
+            elif size < LOAD_MAX_SPLIT_BYTES:
+                block = size + SMALL_BYTES
             else:
-                size = -(-size // (2 * MIB)) * 2 * MIB if built else size + 2 * MIB
-            most += size * times
-        return least, most + 64 * MIB
+                larger = bisect_left(freed, size + LARGE_SEGMENT_BYTES)
+                reused = freed[larger - 1] if larger and tensor not in created else 0
+                block = max(_pages(size), reused)
+            most += block * times
+        return least, most + _BESIDE_BYTES
+
+
+def _pages(size: int) -> int:
+    return round_up(size, ROUND_LARGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class _Fits:
         return low, engine.requests(NOTHING, least, card)
 
     def _exact(self, engine: Engine, gpu: GpuSpec, card: Card) -> int:
-        (weights,) = self.judge.split(_pool_of(gpu, engine.config), engine.config).weights_bytes
+        (weights,) = self.judge.split(_pool_of(gpu, engine.config), engine.config).weights_bytes(engine.config)
         return engine.requests(self._thin(engine).aside, weights, card)
 
     def _thin(self, engine: Engine) -> ThinEngine:

@@ -19,13 +19,12 @@ from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuPool, GpuSpec
-from planner.memory.allocator import weights_memory_bytes
 from planner.memory.assess import Deployment, deploy
 from planner.memory.kv_capacity import whole_requests
 from planner.memory.runtime import thin
 from planner.model.spec import ModelSpec
 from planner.releases.choose import release_for
-from planner.search.costs import Costs, size_costs
+from planner.search.costs import Costs, loaded_bytes, size_costs, traits_of
 from planner.search.grid import VERDICTS, Grid, evaluate
 from planner.search.media import media_of, with_media_limits
 from planner.search.roofline import EngineLoad, engine_load
@@ -75,14 +74,15 @@ class Split:
     small: ModelSpec
     probe: tuple[RankShare, ...]
     deployment: Deployment
-    _weights_bytes: tuple[int, ...] = ()
+    _weights_bytes: dict[object, tuple[int, ...]] = field(default_factory=dict)
 
-    @property
-    def weights_bytes(self) -> tuple[int, ...]:
-        """Of each stage, as loaded."""
-        if not self._weights_bytes:
-            self._weights_bytes = tuple(weights_memory_bytes(share) for share in self.deployment.shares)
-        return self._weights_bytes
+    def weights_bytes(self, config: EngineConfig) -> tuple[int, ...]:
+        """Of each stage, as loaded under a configuration that stores them alike."""
+        deployment = replace(self.deployment, config=config)
+        traits = traits_of(deployment)
+        if traits not in self._weights_bytes:
+            self._weights_bytes[traits] = loaded_bytes(deployment)
+        return self._weights_bytes[traits]
 
 
 @dataclass(slots=True)
@@ -191,7 +191,7 @@ class Judge:
     def _deployed(self, pool: GpuPool, config: EngineConfig) -> tuple[Deployment, tuple[int, ...]] | Rejection:
         try:
             split = self.split(pool, config)
-            return deploy(self.model, pool, config, split.deployment), split.weights_bytes
+            return deploy(self.model, pool, config, split.deployment), split.weights_bytes(config)
         except Rejected as refused:
             return refused.rejection
 
