@@ -115,6 +115,43 @@ def test_whole_experts_are_divided_by_their_number() -> None:
         share(model(**EXPERTS), tensor_parallel_size=2, enable_expert_parallel=True, fully_sharded_loras=True)
 
 
+def test_fully_sharded_experts_divide_rank_and_hidden_size_and_routers_stay() -> None:
+    """lora/layers/fused_moe.py:169: w13's A by its rank, w2's B by its output; a replicated router by nothing."""
+    split = share(model(**EXPERTS), tensor_parallel_size=2, fully_sharded_loras=True)
+    experts = {tensor.name: tensor.shape for tensor in split.adapters if tensor.module.endswith("experts")}
+    assert experts == {
+        "adapter_enabled": (SLOTS + 1,),
+        "w13_lora_a": (SLOTS, 4, RANK // 2, HIDDEN),
+        "w2_lora_a": (SLOTS, 4, RANK, 128),
+        "w13_lora_b": (SLOTS, 4, 128, RANK),
+        "w2_lora_b": (SLOTS, 4, HIDDEN // 2, RANK),
+    }
+    router = [tensor.shape for tensor in split.adapters if tensor.module.endswith("mlp.gate")]
+    assert router == LAYERS * [(SLOTS, 1, RANK, HIDDEN), (SLOTS, 1, 4, RANK)]
+    alone = share(model(**EXPERTS), tensor_parallel_size=2, enable_expert_parallel=True)
+    whole = {tensor.name: tensor.shape for tensor in alone.adapters if tensor.module.endswith("experts")}
+    assert whole["w13_lora_a"] == (SLOTS, 2, RANK, HIDDEN)
+    assert whole["w2_lora_b"] == (SLOTS, 2, HIDDEN, RANK)
+
+
+def test_ranks_and_outputs_that_do_not_divide_are_refused() -> None:
+    spec = model(architectures=["Qwen2ForCausalLM"], model_type="qwen2")
+    args = EngineArgs(
+        enable_lora=True, max_lora_rank=1, max_model_len=2048, tensor_parallel_size=2, fully_sharded_loras=True
+    )
+    with pytest.raises(Rejected, match="1 is not divisible by 2"):
+        shard(spec, resolve(spec, H200, args, "0.26.0"))
+
+
+def test_tied_heads_on_another_stage_and_experts_on_blackwell_are_unsupported() -> None:
+    with pytest.raises(UnsupportedError, match="head tied to another stage's embedding"):
+        share(model(tie_word_embeddings=True), pipeline_parallel_size=2)
+    apart = share(model(), pipeline_parallel_size=2)
+    assert {tensor.module.partition(".layers.")[0] for tensor in apart.adapters} == {"model", "model.embed_tokens"}
+    plain = model(architectures=["Qwen2ForCausalLM"], model_type="qwen2", tie_word_embeddings=True)
+    assert share(plain, pipeline_parallel_size=2).adapters
+
+
 def test_classes_without_adapters_are_refused_by_their_name() -> None:
     falcon = {
         "architectures": ["FalconForCausalLM"], "model_type": "falcon", "new_decoder_architecture": False,

@@ -88,7 +88,8 @@ def test_each_stage_has_its_layers_weights_and_caches() -> None:
     model = model_of("dense", None)
     config = engine_of(model, "9.0").model_copy(update={"pipeline_parallel_size": 2})
     stages = shard_stages(model, config)
-    assert [share.pp_rank for share in stages] == [0, 1]
+    assert [(share.tp_rank, share.pp_rank) for share in stages] == [(0, 0), (0, 1)]
+    assert {(share.tensor_parallel_size, share.pipeline_parallel_size) for share in stages} == {(1, 2)}
     assert [share.layers for share in stages] == [range(1), range(1, 2)]
     for rank, share in enumerate(stages):
         assert [spec.layer_name for spec in share.kv_layers] == [f"model.layers.{rank}.self_attn.attn"]

@@ -81,6 +81,7 @@ def problem(**changes: Any) -> Problem:
         ({"group_size": 256, **HALF}, 80, "exllama"),
         ({**BYTES8, "group_size": 256, "n": 4100, **HALF}, 80, "exllama"),
         ({"group_size": -1, **HALF}, 70, "triton"),
+        ({"group_size": 1, **HALF}, 80, "exllama"),
         ({**ZEROS, "group_size": 256, **HALF}, 80, "triton"),
         ({"group_size": 96, "k": 4096, "full_k": 4128, **HALF}, 80, "exllama"),
         # Triton: 4 bits, 16-bit activations, outputs in eights, no order
@@ -217,5 +218,7 @@ def test_humming_pads_both_sides_and_has_locks() -> None:
     assert tensors["weight"] == ((32, 384), "int32")
     assert tensors["weight_scale"] == ((1, 256), "bfloat16")
     assert tensors["zero_point"] == ((1, 32), "int32")  # narrow zero points take four bits
+    tensors, _ = kept("humming", k=512, n=256, group_size=512, **ZEROS)
+    assert tensors["zero_point"] == ((1, 32), "int32")
     blocks = {stored.name: stored.shape for stored in block_after_load(300, 480, (32, 64))}
     assert blocks == {"weight": (32, 2048), "weight_scale": (8, 16), "locks": (1024,)}

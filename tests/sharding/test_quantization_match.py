@@ -69,6 +69,10 @@ def test_targets_are_names_then_classes_then_fused_parts() -> None:
     assert find_target("lm_head", "ParallelLMHead", ("Linear",), _FUSED) is None
     assert find_target(_QKV, "QKVParallelLinear", ("re:.*[qkv]_proj",), _FUSED) == "re:.*[qkv]_proj"
     assert find_target(_QKV, "QKVParallelLinear", ("re:.*layers.3.self_attn.q_proj",), _FUSED) is None
+    apart = (r"re:.*\.v_proj", r"re:.*\.[qk]_proj")
+    assert find_target(_QKV, "QKVParallelLinear", apart, _FUSED) == r"re:.*\.[qk]_proj"
+    assert find_target("model.layers.0.mlp.experts", "RoutedExperts", ("RE:x", "experts"), _FUSED) == "experts"
+    assert find_target(_QKV, "QKVParallelLinear", ("re:QKV.*Linear",), _FUSED) == "re:QKV.*Linear"
 
 
 def test_modelopt_excludes_by_wildcard_and_part() -> None:

@@ -125,6 +125,7 @@ def test_kernel_switches_are_unsupported() -> None:
         (96, 4096, -1, (128, 4096)),
         (4096, 96, -1, (4096, 128)),
         (64, 64, 32, (64, 128)),
+        (64, 192, 96, (128, 192)),  # as many values either way, but the shorter sides
     ],
 )
 def test_marlin_pads_to_the_cheaper_tile(n: int, k: int, group: int, expected: tuple[int, int]) -> None:

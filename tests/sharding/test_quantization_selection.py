@@ -338,3 +338,8 @@ class TestDeepSeekV4:
         stored = of(deepseek_v4, self.SECTION, capability).scheme(DOWN).linear(linear(inputs, 320))
         assert created(stored)["weight_scale_inv"] == ((3, 4), "float8_e8m0fnu")
         assert loaded(stored)["weight_scale_inv"] == (shape, dtype)
+
+    def test_blocks_have_two_sides(self) -> None:
+        section = {**self.SECTION, "weight_block_size": [64, 256]}
+        stored = of(deepseek_v4, section, 89).scheme(DOWN).linear(linear(520, 320))
+        assert created(stored)["weight_scale_inv"] == loaded(stored)["weight_scale_inv"] == ((5, 3), "float8_e8m0fnu")

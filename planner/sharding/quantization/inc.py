@@ -68,8 +68,8 @@ class IncSelector(BaseSelector):
         return self._linear(module.name, is_head=True)
 
     def moe(self, module: FusedMoE) -> Scheme:
-        layer = self._unquantized_by_name(module.name) or self._bits(module.name, is_head=False)
-        if layer.bits >= _UNQUANTIZED_BITS:
+        layer = self._quantized(module.name, is_head=False)
+        if layer is None:
             return UNQUANTIZED
         return self._gptq(layer) if self._is_gptq else self._awq(layer)
 
@@ -78,8 +78,8 @@ class IncSelector(BaseSelector):
         return "gptq" in self.packing or "gptq" in self.backend
 
     def _linear(self, name: str, *, is_head: bool) -> Scheme:
-        layer = self._unquantized_by_name(name) or self._bits(name, is_head=is_head)
-        if layer.bits >= _UNQUANTIZED_BITS:
+        layer = self._quantized(name, is_head=is_head)
+        if layer is None:
             return UNQUANTIZED
         if not self._is_gptq:
             return self._awq(layer)
@@ -104,11 +104,13 @@ class IncSelector(BaseSelector):
             raise reject("quantization_capability", f"Unsupported num_bits = {layer.bits}. Supported: 4.")
         return Awq(self.context, layer.group_size, not layer.sym, strict_experts=True)
 
-    def _unquantized_by_name(self, name: str) -> LayerBits | None:
+    def _quantized(self, name: str, *, is_head: bool) -> LayerBits | None:
+        """Bits of a layer; None for one that stays as it is, by its name alone (inc.py:150) or by what it resolves to."""
         for key in (name, f"model.{name}"):
             if key in self.extra and self.extra[key].get("bits", _UNQUANTIZED_BITS) >= _UNQUANTIZED_BITS:
-                return LayerBits(_UNQUANTIZED_BITS, -1, True)
-        return None
+                return None
+        layer = self._bits(name, is_head=is_head)
+        return layer if layer.bits < _UNQUANTIZED_BITS else None
 
     def _bits(self, name: str, *, is_head: bool) -> LayerBits:
         """INCConfigParser._resolve_raw."""

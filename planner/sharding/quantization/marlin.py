@@ -36,7 +36,7 @@ def supports_moe(shard: MoEShard, group_size: int, *, padding: bool) -> bool:
     if shard.hidden_size % 128 or shard.router_weight_on_input or group_size not in GROUP_SIZES:
         return False
     if padding:
-        return group_size <= 0 or inner % group_size == 0
+        return group_size == -1 or inner % group_size == 0
     return inner % max(64, group_size) == 0
 
 

@@ -49,10 +49,8 @@ class MoeWna16(Struct, frozen=True):
 
     def _group(self, hidden: int, inner: int) -> int:
         group = self.group_size
-        while group > 0 and (inner % group or hidden % group):
+        while group >= _SMALLEST_GROUP and (inner % group or hidden % group):
             group //= 2
-            if group < _SMALLEST_GROUP:
-                break
         if group < _SMALLEST_GROUP:
             raise reject(
                 "quantization_alignment",

@@ -171,7 +171,7 @@ def _after_marlin(
     """kernels/linear/mixed_precision/marlin.py: tiles, permuted scales, a sorted or empty g_idx, a workspace."""
     n, k = (problem.n, problem.k) if problem.has_g_idx else padded_nk(problem.n, problem.k, problem.group_size)
     groups = _scale_groups(problem, tensors[names.scale])
-    if (n, k) != (problem.n, problem.k) and problem.group_size > 0:
+    if (n, k) != (problem.n, problem.k) and problem.group_size != -1:
         groups = k // problem.group_size
     tensors[names.weight] = marlin.repacked(names.weight, n, k, problem.bits)
     tensors[names.scale] = Stored(names.scale, (groups, n), problem.dtype)
