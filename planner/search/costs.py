@@ -89,9 +89,10 @@ def size_costs(
 ) -> Costs:
     """Costs of each (max_num_seqs, max_num_batched_tokens), by `confidence` at the unfavourable end of their intervals.
 
-    The profile's peak and the runner's buffers are exact linear forms. What the allocator retains is replayed at a
-    few sizes and interpolated between: the plan that is chosen in the end is replayed whole. `weights_bytes`: of each
-    stage, where they are known from the same shares and traits of the load.
+    The profile's peak and the runner's buffers are exact linear forms (the V1 runner's sampled rows are the layout's,
+    and so are the intervals). What the allocator retains is replayed at a few sizes and interpolated between: the plan
+    that is chosen in the end is replayed whole. `weights_bytes`: of each stage, where they are known from the same
+    shares and traits of the load.
     """
     seqs = np.array([pair[0] for pair in pairs], dtype=np.int64)
     tokens = np.array([pair[1] for pair in pairs], dtype=np.int64)
