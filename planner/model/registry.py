@@ -11,6 +11,8 @@ from planner.model.architectures.blocks import Architecture
 from planner.model.config_view import ConfigView
 
 _HOME = "planner.model.architectures"
+_ALIKE = 0.8
+"""How alike a name has to be to be offered instead of an unknown one."""
 
 ARCHITECTURES: dict[str, str] = {
     "LlamaForCausalLM": "llama:llama",
@@ -252,11 +254,19 @@ ARCHITECTURES: dict[str, str] = {
 
 
 def describe(architecture: str) -> Callable[[ConfigView], Architecture]:
-    """The function that turns a config into modules. Raises UnsupportedError for an architecture not known here."""
+    """The function that turns a config into modules.
+
+    Raises: UnsupportedError for an architecture not known here, Rejected for one that only a plugin of vLLM serves.
+    """
     try:
         module, function = ARCHITECTURES[architecture].split(":")
     except KeyError:
-        close = difflib.get_close_matches(architecture, ARCHITECTURES, 1)
+        from planner.model import outside
+
+        known = outside.refusal(architecture)
+        if known is not None:
+            raise known from None
+        close = difflib.get_close_matches(architecture, ARCHITECTURES, 1, _ALIKE)
         hint = f" (closest known: {close[0]})" if close else ""
         message = f"architecture {architecture} is not supported by this planner{hint}"
         raise UnsupportedError("architecture", message) from None
