@@ -1,13 +1,12 @@
 """Write docs/choosing.md: the cards that guides name for these models, planned and priced.
 
-    python scripts/generate_choosing_page.py [--check]
+    python scripts/generate_choosing_page.py
 
-`--check` writes nothing and fails where the page is out of date. Prose is kept here, beside the figures that it names.
+A test holds the page to it. Prose is kept here, beside the figures that it names.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,15 +141,5 @@ $ vplan select --model {AWQ} --concurrency {CONCURRENCY} --max-model-len {LENGTH
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where the page is out of date")
-    text = page()
-    if parser.parse_args().check:
-        return 0 if PAGE.read_text(encoding="utf-8") == text else 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,15 +1,14 @@
 """Write docs/support.md: what vplan knows and how each part is known.
 
-    python scripts/generate_support_page.py [--check]
+    python scripts/generate_support_page.py
 
 Counted from the repository itself: rows of tests/golden whose figures a test recomputes are "exact", boots of
-measurements/*.csv are "measured", everything else that is described is "derived from source". `--check` writes nothing
-and fails where the page is out of date. scripts/vllm_architectures.json lists what vLLM 0.26.0's registry serves.
+measurements/*.csv are "measured", everything else that is described is "derived from source". A test
+holds the page to it. scripts/vllm_architectures.json lists what vLLM 0.26.0's registry serves.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from collections import Counter
@@ -301,15 +300,5 @@ def releases() -> str:
     return "## vLLM releases\n\n" + table(("version", "evidence"), rows)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where the page is out of date")
-    text = page()
-    if parser.parse_args().check:
-        return 0 if PAGE.read_text(encoding="utf-8") == text else 1
-    PAGE.write_text(text, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PAGE.write_text(page(), encoding="utf-8")

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from planner import api
-from planner.cli.launched import pixels
+from planner.cli.hardware_load import Load
 from planner.cli.lists import values_of
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, write
 from planner.cli.shared_flags import Images, ImageSize, SafetyMargin, Videos, VideoSeconds
 from planner.errors import InputError
-from planner.search.space import SearchOptions, Workload
 
 _MOST_JOBS = 256
 
@@ -51,39 +50,18 @@ def matrix(
     Example: vplan matrix --match 'qwen/qwen3-*' --only l20,h20,h200 --concurrency 8 --max-model-len 16384
     """
     check_format(format)
-    for name, value, low, high in (
-        ("--concurrency", concurrency, 1, 10**6),
-        ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
-        ("--images", images or 0, 0, 10**4),
-        ("--videos", videos or 0, 0, 10**4),
-        ("--video-seconds", video_seconds, 0.1, 86400),
-        ("--jobs", jobs, 1, _MOST_JOBS),
-    ):
-        if not low <= value <= high:
-            raise InputError(f"{name} must be from {low} to {high}, not {value}")
-    if not 0 <= safety_margin < 1:
-        raise InputError(f"--safety-margin must be at least 0 and below 1, not {safety_margin}")
+    if not 1 <= jobs <= _MOST_JOBS:
+        raise InputError(f"--jobs must be from 1 to {_MOST_JOBS}, not {jobs}")
     if request.gpus:
         raise InputError("--gpus: matrix looks at every card; --only l20,h20 narrows the choice")
-    if "max_model_len" not in request.given or request.args.max_model_len is None or request.args.max_model_len < 1:
-        raise InputError("--max-model-len is missing: capacity is counted in requests of that length")
+    load = Load(concurrency, images, image_size, videos, video_seconds, safety_margin, max_gpus_per_node)
+    options = load.options(request)
+    if options.args.max_model_len is None or options.args.max_model_len < 1:
+        raise InputError("--max-model-len must be a length here: capacity is counted in requests of it")
     first, *others = _models(request, match)
-    workload = Workload(
-        concurrency=concurrency,
-        images=images,
-        image_size=pixels(image_size),
-        videos=videos,
-        video_seconds=video_seconds,
-    )
     found = api.matrix(
         request.model_copy(update={"model": first}),
-        SearchOptions(
-            args=request.args,
-            given=request.given,
-            workload=workload,
-            safety_margin=safety_margin,
-            confidence=request.confidence,
-        ),
+        options,
         models=others,
         only=values_of(only, "--only"),
         max_count=max_gpus_per_node,

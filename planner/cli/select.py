@@ -7,13 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from planner import api
-from planner.cli.launched import pixels
+from planner.cli.hardware_load import Load
 from planner.cli.lists import counts_of, need_report_packages, values_of, write_folder
 from planner.cli.options import planning_options
 from planner.cli.output import Format, Output, check_format, wants_color, write
 from planner.cli.shared_flags import Images, ImageSize, SafetyMargin, Videos, VideoSeconds
 from planner.errors import InputError
-from planner.search.space import SearchOptions, Workload
 
 
 @planning_options(required=False)
@@ -88,22 +87,10 @@ def select(
         raise InputError("--gpus: select chooses the cards; --only l20,h20 narrows the choice")
     from planner.report.selection import ORDERS, Limits
 
-    for name, value, low, high in (
-        ("--concurrency", concurrency, 1, 10**6),
-        ("--max-gpus-per-node", max_gpus_per_node, 1, 16),
-        ("--amortise-months", amortise_months, 1, 240),
-        ("--images", images or 0, 0, 10**4),
-        ("--videos", videos or 0, 0, 10**4),
-        ("--video-seconds", video_seconds, 0.1, 86400),
-    ):
-        if not low <= value <= high:
-            raise InputError(f"{name} must be from {low} to {high}, not {value}")
-    if not 0 <= safety_margin < 1:
-        raise InputError(f"--safety-margin must be at least 0 and below 1, not {safety_margin}")
+    if not 1 <= amortise_months <= 240:
+        raise InputError(f"--amortise-months must be from 1 to 240, not {amortise_months}")
     if rank_by not in ORDERS:
         raise InputError(f"--rank-by: choose one of {', '.join(ORDERS)}, not {rank_by!r}")
-    if "max_model_len" not in request.given:
-        raise InputError("--max-model-len is missing: capacity is counted in requests of that length")
     machines = counts_of(nodes, "--nodes")
     if machines[-1] > 64:
         raise InputError("--nodes: at most 64 machines")
@@ -121,22 +108,10 @@ def select(
         raise InputError("--max-usd-to-buy goes with --buy GPU=USD")
     if output_dir is not None:
         need_report_packages()
-    workload = Workload(
-        concurrency=concurrency,
-        images=images,
-        image_size=pixels(image_size),
-        videos=videos,
-        video_seconds=video_seconds,
-    )
+    load = Load(concurrency, images, image_size, videos, video_seconds, safety_margin, max_gpus_per_node)
     found = api.select(
         request.model_copy(update={"model": first}),
-        SearchOptions(
-            args=request.args,
-            given=request.given,
-            workload=workload,
-            safety_margin=safety_margin,
-            confidence=request.confidence,
-        ),
+        load.options(request),
         models=others,
         only=values_of(only, "--only"),
         max_count=max_gpus_per_node,
