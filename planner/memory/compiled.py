@@ -156,10 +156,10 @@ class CompiledForward(Forward):
             raise layer.unsupported("feed-forward layers")
         up, down = layer.mlp
         width = sum(up.output_sizes) // self._tp(up) * self.item
-        fused = self._linear(p, up.name, "gate and up projection", width)
+        fused = self._gate_and_up(p, up, width)
         p.free(normed)
         active = p.alloc("activation", token=down.input_size // self._tp(down) * self.item)
-        p.free(fused)
+        p.free(*fused)
         out = self._linear(p, down.name, "MLP output", self.hidden, reduced=True)
         p.free(active)
         return out

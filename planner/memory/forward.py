@@ -432,15 +432,24 @@ class Forward:
         up, down = pair
         inner = down.input_size // self._tp(down) * self.item
         width = sum(up.output_sizes) // self._tp(up) * self.item
-        fused = self._linear(p, up.name, "gate and up projection", width)
+        fused = self._gate_and_up(p, up, width)
+        scratch = p.alloc("activated gate", token=inner) if len(fused) > 1 else None
         active = p.alloc("activation", token=inner)
+        p.free(scratch)
         if not style.keeps_gate_up:
-            p.free(fused)
+            p.free(*fused)
         out = self._linear(p, down.name, "MLP output", self.hidden, reduced=reduced)
         p.free(active)
         if style.keeps_gate_up:
-            p.free(fused)
+            p.free(*fused)
         return out
+
+    def _gate_and_up(self, p: Program, up: Linear, width: int) -> tuple[int, ...]:
+        """Fused, or one after the other in a class that keeps them apart (vLLM 0.26.0 models/laguna.py:106)."""
+        if not up.name.endswith(".gate_proj"):
+            return (self._linear(p, up.name, "gate and up projection", width),)
+        other = up.name.removesuffix("gate_proj") + "up_proj"
+        return self._linear(p, up.name, "gate projection", width), self._linear(p, other, "up projection", width)
 
     def _experts(self, p: Program, layer: DecoderLayer, moe: FusedMoE) -> int:
         """Router, shared experts, and the routed experts' kernel with its lasting workspace.

@@ -98,44 +98,18 @@ class DecoderLayer:
     @cached_property
     def shared(self) -> tuple[Linear, Linear] | None:
         """Up and down projection of the shared experts."""
-        return _pair(
-            [
-                m
-                for m in self.modules
-                if isinstance(m, Linear)
-                and _is_shared(m.name)
-                and "gate." not in m.name.rsplit("shared_expert", 1)[-1][:5]
-            ]
-        )
+        named = [m for m in self.modules if isinstance(m, Linear) and _is_shared(m.name)]
+        return _pair([m for m in named if not m.name.endswith("shared_expert_gate")])
 
     @cached_property
     def mlp(self) -> tuple[Linear, Linear] | None:
         """Up and down projection of a dense feed-forward layer."""
         out = self.out_projection
-        skipped = _MIXER_LINEARS | {
-            "o_proj",
-            "out_proj",
-            "q_proj",
-            "q_a_proj",
-            "q_b_proj",
-            "kv_b_proj",
-            "kv_a_proj_with_mqa",
-            "fused_qkv_a_proj",
-            "in_proj_qkvz",
-            "in_proj_ba",
-            "conv1d",
-            "qkv_proj",
-            "wq",
-            "kv_proj",
-        }
         return _pair(
             [
                 m
                 for m in self.modules
-                if isinstance(m, Linear)
-                and m is not out
-                and m.name.rsplit(".", 1)[-1] not in skipped
-                and not _is_shared(m.name)
+                if isinstance(m, Linear) and m is not out and not _is_of_mixer(m.name) and not _is_shared(m.name)
             ]
         )
 
@@ -190,10 +164,19 @@ def _is_shared(name: str) -> bool:
 
 
 _MIXER_LINEARS = frozenset({
-    "in_proj", "in_proj_qkvg", "x_proj", "dt_proj", "conv", "k_proj", "v_proj", "f_a_proj", "f_b_proj", "g_a_proj",
-    "g_b_proj", "a_proj", "b_proj", "q_conv1d", "k_conv1d", "v_conv1d",
+    "in_proj", "in_proj_qkvg", "in_proj_qkvz", "in_proj_ba", "x_proj", "dt_proj", "bcdt_proj", "conv", "conv1d",
+    "q_proj", "k_proj", "v_proj", "kv_proj", "qkv_proj", "wq", "q_a_proj", "q_b_proj", "kv_b_proj",
+    "kv_a_proj_with_mqa", "fused_qkv_a_proj", "o_proj", "out_proj", "a_proj", "b_proj", "g_proj", "f_a_proj",
+    "f_b_proj", "g_a_proj", "g_b_proj", "q_conv1d", "k_conv1d", "v_conv1d",
 })  # fmt: skip
-"""Last names of the linear layers inside recurrent mixers."""
+"""Last names of the linear layers inside attention and recurrent mixers."""
+
+
+def _is_of_mixer(name: str) -> bool:
+    """A linear of a mixer, of the indexer in it, or a gate of its output (AFMoE, Muse, IQuest's loop)."""
+    if name.rsplit(".", 1)[-1] in _MIXER_LINEARS:
+        return True
+    return ".indexer." in name or ".gate_projections." in name or name.endswith("attn.gate_proj")
 
 
 _SIZES = {"max_model_len": 1 << 40, "max_num_seqs": 1 << 40, "max_num_batched_tokens": 1 << 40}

@@ -38,6 +38,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5 compiled, two ranks": (BOOT + "q25-7b-l4", TWO),
     "qwen2.5 V1": (BOOT + "q25-7b-l4", EAGER | V1),
     "qwen2.5 V1 with drafts by n-grams": (BOOT + "q25-7b-l4", EAGER | V1 | drafting("ngram", None, 2)),
+    "qwen2.5 V1 with blocks by the user": (BOOT + "q25-7b-l4", EAGER | V1 | {"block_size": 32}),
     "qwen2.5 of 0.8.3": (BOOT + "q25-7b-l4", EAGER | {"version": "0.8.3"}),
     "qwen2.5 float32": (BOOT + "q25-7b-l4", EAGER | {"dtype": "float32"}),
     "qwen2.5 on an L4": (BOOT + "q25-7b-l4", EAGER | {"gpus": "l4:1"}),
@@ -68,6 +69,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5 vl": (BOOT + "q25vl-7b-l4", EAGER),
     "qwen3 vl": (BOOT + "q3vl-8b-l4", EAGER),
     "qwen3 vl compiled": (BOOT + "q3vl-8b-l4", {}),
+    "laguna": ("poolside__Laguna-S-2.1-FP8", EAGER),
+    "qwen2 moe compiled": (SMALL + "qwen2moe", {}),
     "gemma 3": (BOOT + "gemma3-27b-l6", EAGER | TWO),
     "gemma 4 with inputs of each layer": ("made__gemma4-e2b-text", EAGER),
     "gemma 3n": (SERVED + "gemma3n_text", EAGER | TWO),
@@ -98,6 +101,7 @@ STEPS = {
 }
 STEPPED = ("qwen2.5 compiled, two ranks", "deepseek v2 lite", "deepseek v2 lite compiled, two ranks")
 KEPT = (
+    "qwen2.5 V1 with blocks by the user",
     "qwen2.5 eager", "qwen2.5 V1", "qwen2.5 second stage", "qwen2.5 adapters", "qwen2.5 adapters V1, two ranks",
     "deepseek v2 lite", "qwen3.5", "qwen3 vl", "qwen2.5 V1 with drafts by n-grams", "eagle", "eagle3 V1",
     "a model that drafts", "multi-token prediction V1",
