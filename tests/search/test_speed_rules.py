@@ -97,9 +97,9 @@ def test_measured_constants_are_in_order():
             assert share.high <= (0.1 if name.endswith("SECONDS") else 1.0), name
     for share in shares.PCIE.values():
         assert 0 < share.low < share.value < share.high <= 1
-    assert shares.PCIE_BYTES_PER_S == {
+    assert {
         generation: 16 * transfers * 10**9 // 8 for generation, transfers in GIGATRANSFERS
-    }
+    } == shares.PCIE_BYTES_PER_S
 
 
 @pytest.mark.parametrize("stages", [1, 2])
