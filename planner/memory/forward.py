@@ -35,6 +35,7 @@ from planner.memory.program import Part, Program
 from planner.memory.recurrent import write_recurrent
 from planner.memory.step import Step
 from planner.memory.styles import Style, style_of
+from planner.memory.sums import Block, write_adding_layer
 from planner.model.modules import Attention, FusedMoE, Linear, MLAProjection, StateSpace
 from planner.model.spec import ModelSpec
 from planner.sharding.rank import RankShare
@@ -52,7 +53,7 @@ class Forward:
         self.config = config
         self.item = DTYPE_BYTES[config.dtype]
         self.hidden = model.text.hidden_size * self.item
-        self.style: Style = style_of(model.architecture)
+        self.style: Style = style_of(model.language_class or model.architecture)
         self.layers: Sequence[DecoderLayer] = replayed_layers(model, share)
         self.linears: Mapping[str, LinearRun] = linear_runs(model, share, config)
         self.tp = config.tensor_parallel_size
@@ -129,6 +130,10 @@ class Forward:
             return self._hyper_layer(p, layer, loop, residual, streams * self.hidden)
         if self.style.native_norm:
             return self._native_norm_layer(p, layer, loop, residual, first=first)
+        if self.style.sums and not layer.has_one_part:
+            given, before = (residual, None) if first else (loop, residual)
+            blocks = self._mixers(layer), lambda p: self._feed_forward(p, layer)
+            return write_adding_layer(p, layer, given, before, blocks, style=self.style, hidden=self.hidden)
         normed = p.alloc("normalized input", token=self.hidden) if first else None
         if layer.has_one_part:
             out = self._mixer(p, layer) if layer.mixes else self._feed_forward(p, layer)
@@ -227,6 +232,13 @@ class Forward:
         out = p.alloc(name, token=width)
         p.free(x, variance, weighted)
         return out
+
+    def _mixers(self, layer: DecoderLayer) -> Sequence[Block]:
+        """Attention and recurrent state side by side, or whichever the layer has."""
+        state = layer.state_space
+        if state is None or layer.attention is None:
+            return [lambda p: self._mixer(p, layer)]
+        return [lambda p: self._attention(p, layer), lambda p: self._recurrent(p, layer, state)]
 
     def _mixer(self, p: Program, layer: DecoderLayer) -> int:
         if layer.state_space is not None:
@@ -390,7 +402,8 @@ class Forward:
                 p.alloc("softmax log-sum-exp", token=4 * heads),
             )
         else:
-            p.free(p.alloc("largest up-projected context", constant=latent_workspace_rows(self.config) * up))
+            rows = latent_workspace_rows(self.model, self.config)
+            p.free(p.alloc("largest up-projected context", constant=rows * up))
 
     def _recurrent(self, p: Program, layer: DecoderLayer, state: StateSpace) -> int:
         """Gated delta net (Qwen3-Next, Qwen3.5). Source: vLLM 0.26.0 layers/mamba/gdn/qwen_gdn_linear_attn.py:829."""

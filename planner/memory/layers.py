@@ -8,6 +8,7 @@ from functools import cached_property
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
 from planner.memory.allocator import DeepGemmAt, LoadTraits
+from planner.memory.kv_blocks import align_block_sizes
 from planner.memory.repeats import representatives
 from planner.model.modules import (
     Attention,
@@ -24,6 +25,7 @@ from planner.model.modules import (
 from planner.model.spec import ModelSpec
 from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
+from planner.sharding.shard import kv_layers
 
 FP8_CACHE = ("fp8", "fp8_e4m3")
 """Cache dtypes for which the query is quantized too (vLLM 0.26.0 layers/attention/attention.py:468)."""
@@ -324,10 +326,17 @@ def _runs_deep_gemm(capability: tuple[int, int]) -> bool:
     return capability == (9, 0) or capability[0] in (10, 12)
 
 
-def latent_workspace_rows(config: EngineConfig) -> int:
-    """Tokens of context that MLA's chunked prefill up-projects at once (vLLM mla_attention.py:1688)."""
-    rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * config.block_size), 64 * 1024)
-    return max(rows, config.max_num_seqs * config.block_size)
+@once
+def latent_workspace_rows(model: ModelSpec, config: EngineConfig) -> int:
+    """Tokens of context that MLA's chunked prefill up-projects at once: at least a block for each request, and blocks
+    beside recurrent states are large (vLLM 0.26.0 layers/attention/mla_attention.py:1688)."""
+    size = config.block_size
+    if model.is_hybrid:
+        stages = range(config.pipeline_parallel_size)
+        cached = [layer for stage in stages for layer in kv_layers(model, config, stage)]
+        size = align_block_sizes(cached, config).block_size
+    rows = min(max(8 * config.max_model_len, 4 * config.max_num_seqs * size), 64 * 1024)
+    return max(rows, config.max_num_seqs * size)
 
 
 def split_bytes_per_token(model: ModelSpec, config: EngineConfig) -> int:

@@ -1,8 +1,8 @@
 """What the recurrent mixers other than Qwen's delta nets allocate in a profile run, where they compute no state.
 
 Source: vLLM 0.26.0 layers/mamba/{mamba_mixer,mamba_mixer2,short_conv}.py, gdn/{kimi,olmo}_gdn_linear_attn.py and
-linear/bailing_linear_attn.py, the branches without attention metadata. Read from the source; no boot of these models
-was there to compare with.
+linear/bailing_linear_attn.py, the branches without attention metadata; boots of Mamba 2, Jamba, Granite 4, Falcon-H1
+and LFM2 on an H200.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ def write_recurrent(
     held = [linear(p, module.name, "projected inputs", _rank_width(module, tp) * item) for module in inputs]
     core = p.alloc("recurrent output", token=inner)
     if state.kind == "mamba2":
-        p.free(*_convolved(p, state, tp, item))
-        _gate(p, inner // item, eager=eager and state.num_groups != 1)
+        p.free(_convolved(p, state, tp, item))
+        if eager and state.num_groups != 1:
+            normed = _gated_norm(p, inner // item, max(1, state.num_groups // tp), item)
+            result = linear(p, out.name, "recurrent block output", hidden, reduced=True)
+            p.free(core, normed, *held)
+            return result
     elif state.kind in ("mamba1", "short_conv"):
         held.append(p.alloc("contiguous inputs", token=inner))
     normed = p.alloc("gated output", token=inner)
@@ -80,18 +84,32 @@ def _mixer_linears(layer: DecoderLayer, state: StateSpace) -> list[Linear]:
     return [module for module in layer.modules[at:] if isinstance(module, Linear)]
 
 
-def _convolved(p: Program, state: StateSpace, tp: int, item: int) -> tuple[int, int]:
-    """Two copies of x, B and C: transposed, and back (mamba_mixer2.py:729)."""
+def _convolved(p: Program, state: StateSpace, tp: int, item: int) -> int:
+    """A copy of x, B and C, which comes out transposed: back is no further one (mamba_mixer2.py:722)."""
     convolution = state.states[0]
     groups = state.num_groups if state.num_groups % tp == 0 else tp
     channels = (convolution.shape[1] + groups * convolution.group_size) // tp * item
-    return p.alloc("transposed inputs", token=channels), p.alloc("contiguous inputs", token=channels)
+    return p.alloc("contiguous inputs", token=channels)
 
 
-def _gate(p: Program, elements: int, *, eager: bool) -> None:
-    """With several groups the gated norm runs as PyTorch operations in float32 (mamba_mixer2.py:149)."""
-    if eager:
-        p.free(p.alloc("gate in float32", token=4 * elements), p.alloc("gated in float32", token=4 * elements))
+def _gated_norm(p: Program, elements: int, groups: int, item: int) -> int:
+    """With several groups the gated norm runs as PyTorch operations in float32 (mamba_mixer2.py:112)."""
+    gate = p.alloc("gate in float32", token=4 * elements)
+    active = p.alloc("activated gate", token=4 * elements)
+    p.free(gate)
+    gated = p.alloc("gated in float32", token=4 * elements)
+    p.free(active)
+    squares = p.alloc("squares", token=4 * elements)
+    variance = p.alloc("variance", token=4 * groups)
+    p.free(squares)
+    shifted, root = p.alloc("variance + eps", token=4 * groups), p.alloc("reciprocal root", token=4 * groups)
+    p.free(shifted)
+    normed = p.alloc("normalized in float32", token=4 * elements)
+    p.free(gated, root)
+    narrow = p.alloc("normalized", token=elements * item)
+    out = p.alloc("gated output", token=elements * item)
+    p.free(narrow, normed, variance)
+    return out
 
 
 def _rank_width(module: Linear, tp: int) -> int:

@@ -75,7 +75,7 @@ def kv_tables(model: ModelSpec, config: EngineConfig, block_sizes: tuple[int, ..
     tensors = []
     latent = next((m for m in model.modules if isinstance(m, Attention) and m.kind == "mla_attention"), None)
     if latent is not None:
-        size = latent_workspace_rows(config) * latent.head_size * DTYPE_BYTES[config.dtype]
+        size = latent_workspace_rows(model, config) * latent.head_size * DTYPE_BYTES[config.dtype]
         tensors.append(LiveTensor("latent context workspace", constant_bytes=size))
     if config.model_runner != "v2":
         return tuple(tensors)

@@ -33,7 +33,7 @@ class Head(Struct, frozen=True):
     item: int
     tp: int
     run: LinearRun
-    softcap: bool = False
+    caps: bool = False
     adapter_rank: int = 0
 
     def logits(self, p: Program, *, rows: dict[str, int] | None = None) -> int:
@@ -46,7 +46,7 @@ class Head(Struct, frozen=True):
         p.free(*scratch)
         if self.tp == 1:
             self._adapt(p, scale)
-            return local
+            return self._capped(p, local, size, scale)
         gathered = p.alloc("gathered logits", **_rows(size, scale))
         whole = p.alloc("logits", **_rows(size, scale))
         p.free(gathered, local)
@@ -55,7 +55,15 @@ class Head(Struct, frozen=True):
             p.free(whole)
             whole = ordered
         self._adapt(p, scale)
-        return whole
+        return self._capped(p, whole, size, scale)
+
+    def _capped(self, p: Program, logits: int, size: int, scale: dict[str, int]) -> int:
+        """Division, tanh and product of a soft cap, each a new tensor (layers/logits_processor.py:74)."""
+        for step in ("divided", "in tanh", "capped") if self.caps else ():
+            new = p.alloc(f"logits, {step}", **_rows(size, scale))
+            p.free(logits)
+            logits = new
+        return logits
 
     def _adapt(self, p: Program, scale: dict[str, int]) -> None:
         """The adapters' share of the logits (vLLM 0.26.0 lora/layers/logits_processor.py:141)."""
@@ -77,6 +85,7 @@ def head_of(model: ModelSpec, share: RankShare, config: EngineConfig) -> Head:
         item=DTYPE_BYTES[config.dtype],
         tp=config.tensor_parallel_size,
         run=run,
+        caps=model.facts.caps_logits,
         adapter_rank=head_adapter_rank(share),
     )
 

@@ -5,25 +5,33 @@ Source: vLLM 0.26.0 model_executor/models/<file>.py, the forward methods of the 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
+
+Sums = Literal["before", "after", "beside"]
 
 
 class Style(Struct, frozen=True):
     """`keeps_gate_up`: the MLP keeps the fused projection in a variable of its own until it returns (Qwen2MLP), instead
     of overwriting it (LlamaMLP). `native_norm`: GemmaRMSNorm, which PyTorch runs in float32 and not in place.
     `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number.
-    `keeps_input`: the attention's input stays in a dictionary of arguments until the layer returns."""
+    `keeps_input`: the attention's input stays in a dictionary of arguments until the layer returns. `sums`: the layer
+    adds its residual itself, with norms before its blocks, after them, or one before both (planner.memory.sums);
+    `returns_residual`: and gives it to the model's loop beside its output."""
 
     keeps_gate_up: bool = True
     native_norm: bool = False
     sandwich: bool = False
     scaled_embedding: bool = False
     keeps_input: bool = False
+    sums: Sums | None = None
+    returns_residual: bool = False
 
     @property
     def pieces(self) -> bool:
         """Whether the compiled lifetimes are known: a pre-norm decoder."""
-        return not self.sandwich
+        return not self.sandwich and self.sums != "after"
 
 
 _REBINDS = frozenset(
@@ -46,13 +54,13 @@ _REBINDS = frozenset(
         "BailingMoeForCausalLM",
         "Step1ForCausalLM",
         "MllamaForConditionalGeneration",
-        "LlavaForConditionalGeneration",
-        "LlavaNextForConditionalGeneration",
         "AquilaForCausalLM",
         "AquilaModel",
-        "Mistral3ForConditionalGeneration",
         "PixtralForConditionalGeneration",
         "Ernie4_5ForCausalLM",
+        "Idefics3ForConditionalGeneration",
+        "JambaForCausalLM",
+        "SmolVLMForConditionalGeneration",
         "PaddleOCRVLForConditionalGeneration",
     }
 )
@@ -68,15 +76,12 @@ _SANDWICH = frozenset(
     {
         "AfmoeForCausalLM",
         "AXK1ForCausalLM",
-        "Exaone4ForCausalLM",
-        "FlexOlmoForCausalLM",
         "Gemma3nForCausalLM",
         "Gemma3nForConditionalGeneration",
         "Gemma4ForCausalLM",
         "Gemma4ForConditionalGeneration",
         "Glm4ForCausalLM",
         "Olmo2ForCausalLM",
-        "Olmo3ForCausalLM",
         "OlmoHybridForCausalLM",
         "PanguEmbeddedForCausalLM",
         "PanguUltraMoEForCausalLM",
@@ -95,6 +100,39 @@ _GEMMA_NORM = frozenset(
         "Qwen3_5MoeForConditionalGeneration",
     }
 )
+_SUMS: dict[str, Sums] = {
+    "GraniteForCausalLM": "before",
+    "GraniteMoeForCausalLM": "before",
+    "GraniteMoeSharedForCausalLM": "before",
+    "GraniteMoeHybridForCausalLM": "before",
+    "PhiMoEForCausalLM": "before",
+    "FalconH1ForCausalLM": "before",
+    "MiniCPMForCausalLM": "before",
+    "MiniCPM3ForCausalLM": "before",
+    "StableLmForCausalLM": "before",
+    "StableLMEpochForCausalLM": "before",
+    "HyperCLOVAXForCausalLM": "before",
+    "Olmo3ForCausalLM": "after",
+    "FlexOlmoForCausalLM": "after",
+    "Exaone4ForCausalLM": "after",
+    "CohereForCausalLM": "beside",
+    "Cohere2ForCausalLM": "beside",
+    "Cohere2MoeForCausalLM": "beside",
+    "PhiForCausalLM": "beside",
+}
+_RETURNS_RESIDUAL = frozenset(
+    {
+        "GraniteMoeHybridForCausalLM",
+        "PhiMoEForCausalLM",
+        "StableLmForCausalLM",
+        "StableLMEpochForCausalLM",
+        "HyperCLOVAXForCausalLM",
+        "Exaone4ForCausalLM",
+        "CohereForCausalLM",
+        "Cohere2ForCausalLM",
+        "Cohere2MoeForCausalLM",
+    }
+)
 
 
 def style_of(architecture: str) -> Style:
@@ -106,6 +144,8 @@ def style_of(architecture: str) -> Style:
         keeps_gate_up=architecture not in _REBINDS,
         native_norm=architecture in _GEMMA_NORM,
         sandwich=architecture in _SANDWICH,
-        scaled_embedding=architecture.startswith(("Gemma", "Granite")),
+        scaled_embedding=architecture.startswith("Gemma"),
         keeps_input=architecture in ("Glm4MoeLiteForCausalLM", "AXK1ForCausalLM"),
+        sums=_SUMS.get(architecture),
+        returns_residual=architecture in _RETURNS_RESIDUAL,
     )

@@ -58,6 +58,7 @@ def build_model(
         derived_max_model_len=length,
         max_model_len_source=source,
         vision=architecture.vision,
+        language_class=architecture.language_class,
         trust_remote_code=trust_remote_code,
         notes=(*architecture.notes, *_processor_note(files, architecture.vision)),
         facts=engine_facts(config, text_section, name),

@@ -17,6 +17,7 @@ _PREFIX_LM_TYPES = ("bagel", "gemma3", "molmo2", "moondream3", "paligemma", "umm
 _GEMMA4_TYPES = ("diffusion_gemma_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 _NEMOTRON_H = ("NemotronHForCausalLM", "NemotronHPuzzleForCausalLM", "NemotronH_Nano_VL_V2")
 """The omni-modal classes of Nemotron are not among them: their state keeps the model's dtype (models/config.py:836)."""
+_CAPPING_TYPES = ("gemma", "muse_glimmer")
 _GEMMA4_VIDEO_TOKENS = 32 * (70 + 2 + 6)
 
 
@@ -29,6 +30,7 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     `prefix_lm`: image tokens attend in both directions, so an item must fit one batch; `prefix_lm_item_tokens`: the
     most tokens of one item where vLLM knows them without running the processor. `index_topk`: sparse MLA keeps so
     many tokens. `attention_chunk_size`: chunked local attention. `compress_ratios`: DeepSeek-V4's compressed cache.
+    `caps_logits`: logits are bounded by a soft cap (Gemma 2 and later).
     `ssm_state_dtype`: what the config asks for the recurrent state ("auto": the model's dtype).
     """
 
@@ -40,6 +42,7 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     attention_chunk_size: int | None = None
     compress_ratios: bool = False
     is_encoder_decoder: bool = False
+    caps_logits: bool = False
     printed_max_model_len: str = ""
     ssm_state_dtype: StateDType = "auto"
 
@@ -63,6 +66,7 @@ def engine_facts(config: Mapping[str, Any], text: Mapping[str, Any], architectur
         attention_chunk_size=chunk,
         compress_ratios="compress_ratios" in text,
         is_encoder_decoder=config.get("is_encoder_decoder") is True,
+        caps_logits=text_type.startswith(_CAPPING_TYPES) and view.raw("final_logit_softcapping") is not None,
         printed_max_model_len=printed_max_model_len(text, text_type),
         ssm_state_dtype=_ssm_state_dtype(config, text, architecture),
     )

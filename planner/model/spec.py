@@ -63,6 +63,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
     same. `refusal`: the sentence with which this class fails to be built, whatever the flags.
     `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
+    `language_class`: the class of the language model that a multimodal class builds; empty where it writes its own.
     `draft`: the head that drafts for it in speculative decoding, its modules among the model's.
     `derived_max_model_len`: what vLLM derives from the config (config/model.py _get_and_verify_max_len).
     """
@@ -88,6 +89,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     derived_max_model_len: int
     max_model_len_source: str = "max_position_embeddings"
     vision: VisionSpec | None = None
+    language_class: str = ""
     facts: EngineFacts = EngineFacts()
     unquantized_modules: tuple[str, ...] | None = None
     quantized_modules: tuple[str, ...] | None = None

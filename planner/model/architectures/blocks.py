@@ -48,6 +48,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
     num_experts: int = 0
     sliding_window: int | None = None
     vision: VisionSpec | None = None
+    language_class: str = ""
     notes: tuple[str, ...] = ()
 
 

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import cast
 
+from msgspec.structs import replace
+
 from planner.errors import UnsupportedError
 from planner.model.architectures.blocks import Architecture
 from planner.model.architectures.vision_blocks import NO_ARCHITECTURE
@@ -61,4 +63,5 @@ def language_model(text: ConfigView, prefix: str = "language_model.") -> Archite
     function = describe(name)
     if "prefix" not in inspect.signature(function).parameters:
         raise UnsupportedError("text_config", f"{name} inside a multimodal model is not supported by this planner")
-    return cast(Callable[[ConfigView, str], Architecture], function)(text, prefix)
+    built = cast(Callable[[ConfigView, str], Architecture], function)(text, prefix)
+    return replace(built, language_class=name)
