@@ -125,7 +125,7 @@ class Slots:
                 "Fused MoE LoRA does not support enable_expert_parallel=True together with fully_sharded_loras=True. "
                 "Disable one of them.",
             )
-        tp = 1 if shard.expert_parallel else self._config.tensor_parallel_size * self._config.data_parallel_size
+        tp = self._config.tensor_parallel_size * self._config.data_parallel_size
         fused = self._traits.fused_experts
         slices = 1 if fused or not shard.gated else 2
         inner = shard.intermediate_size * (2 if fused else 1)

@@ -3,13 +3,18 @@
 from typing import Any
 
 import pytest
+from layers import linear
 
 from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuSpec
+from planner.model.adapters import AdapterTraits
 from planner.model.build import build_model
+from planner.model.modules import Linear, Module, QKVLinear
 from planner.model.spec import ModelFiles, ModelSpec
+from planner.sharding.adapters import Slots
+from planner.sharding.quantization.base import Shard
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
 from planner.units import GIB
@@ -113,6 +118,51 @@ def test_whole_experts_are_divided_by_their_number() -> None:
     assert shapes["w13_lora_b"] == (SLOTS, 2, 256, RANK)
     with pytest.raises(Rejected, match="does not support enable_expert_parallel=True together"):
         share(model(**EXPERTS), tensor_parallel_size=2, enable_expert_parallel=True, fully_sharded_loras=True)
+
+
+def slots(traits: AdapterTraits, module: Module, shard: Shard, **flags: Any) -> list[tuple[int, ...]]:
+    """Shapes of one layer's slots without their leading number."""
+    spec = model()
+    args = EngineArgs(enable_lora=True, max_loras=SLOTS, max_lora_rank=RANK, max_model_len=2048, **flags)
+    made = Slots(traits, resolve(spec, H200, args, "0.26.0")).of([(module, shard)])
+    assert all(tensor.shape[:2] == (SLOTS, 1) for tensor in made)
+    return [tensor.shape[2:] for tensor in made]
+
+
+def test_fused_layers_have_as_many_adapters_as_the_checkpoint_has_layers() -> None:
+    """lora/layers/column_parallel_linear.py; utils.py from_layer: a fused layer that no class takes has none."""
+    qkv = QKVLinear(name="a.qkv", hidden_size=64, num_heads=4, num_kv_heads=2, head_size=16)
+    rank = linear(64, 64, 32, 32, name=qkv.name)
+    a, b = (RANK, 64), lambda size: (size, RANK)
+    assert slots(AdapterTraits(packed={"qkv": 3}), qkv, rank) == [a, a, a, b(64), b(32), b(32)]
+    assert slots(AdapterTraits(packed={"qkv": 1}), qkv, rank) == [a, b(128)]
+    assert slots(AdapterTraits(packed={}), qkv, rank) == []
+    indexed = QKVLinear(name="a.qkv", hidden_size=64, num_heads=4, num_kv_heads=2, head_size=16, index_head_size=4)
+    assert slots(AdapterTraits(packed={"qkv": 3}), indexed, rank) == []
+
+    two = Linear(name="a.two", input_size=64, output_sizes=(48, 80), parallelism="column")
+    both = linear(64, 48, 80, name=two.name)
+    assert slots(AdapterTraits(packed={"two": 2}), two, both) == [a, a, b(48), b(80)]
+    assert slots(AdapterTraits(packed={"two": 1}), two, both) == [a, b(128)]
+    assert slots(AdapterTraits(packed={}), two, both) == []
+
+    three = Linear(name="a.three", input_size=64, output_sizes=(8, 16, 24), parallelism="column")
+    split = linear(64, 8, 16, 24, name=three.name, tensor_parallel_size=2)
+    assert slots(AdapterTraits(packed={}), three, split) == [a, a, a, b(8), b(16), b(24)]
+    sharded = {"tensor_parallel_size": 2, "fully_sharded_loras": True}
+    assert slots(AdapterTraits(packed={}), three, split, **sharded) == []
+
+
+def test_layers_outside_the_language_model_and_passed_over_ones_have_none() -> None:
+    layer = Linear(name="language_model.a.proj", input_size=64, output_sizes=(32,))
+    one = linear(64, 32, name=layer.name)
+    assert len(slots(AdapterTraits(language_model="language_model"), layer, one)) == 2
+    assert slots(AdapterTraits(language_model="model"), layer, one) == []
+    assert slots(AdapterTraits(passed_over=("proj",)), layer, one) == []
+    tower = Linear(name=layer.name, input_size=64, output_sizes=(32,), component="vision_tower")
+    assert slots(AdapterTraits(), tower, one) == []
+    assert len(slots(AdapterTraits(), layer, one, lora_target_modules=("language_model.a.proj",))) == 2
+    assert slots(AdapterTraits(), layer, one, lora_target_modules=("a.proj",)) == []
 
 
 def test_fully_sharded_experts_divide_rank_and_hidden_size_and_routers_stay() -> None:

@@ -1,12 +1,16 @@
 """How layers, heads, blocks and pipeline stages are divided, and vLLM's words where they cannot be."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from quantized_cases import card, engine_of, model_of
 
 from planner.engine.config import EngineConfig
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedError
+from planner.model.build import build_model
 from planner.model.modules import (
     Attention,
     Buffer,
@@ -16,6 +20,7 @@ from planner.model.modules import (
     LMHead,
     MLAProjection,
     Module,
+    PackedCache,
     Parameter,
     QKVLinear,
     State,
@@ -23,11 +28,13 @@ from planner.model.modules import (
     TokenBuffer,
     VocabEmbedding,
 )
+from planner.model.spec import ModelFiles, ModelSpec
 from planner.sharding.builder import RankBuilder
 from planner.sharding.division import check_norm_groups, column_shards, divide, kv_heads_per_rank, padded_to_blocks
 from planner.sharding.pipeline import is_on_stage, layer_range, partition
 from planner.sharding.quantization.fp8_kernels import validate_block_shape, validate_moe_block_shape
 from planner.sharding.quantization.select import selector_for
+from planner.sharding.rank import LayerKVSpec
 from planner.sharding.shard import kv_layers, shard, shard_stages
 from planner.sharding.state import mamba_spec
 from planner.values import Rejected
@@ -364,6 +371,59 @@ class TestModules:
         assert EXPERTS.name != "l0"
 
 
+class TestPackedCaches:
+    """models/deepseek_v4/attention.py:605, 648, compressor.py:169."""
+
+    def spec(self, role: Any, changes: dict[str, Any] | None = None, **fields: Any) -> LayerKVSpec:
+        module = PackedCache(name="c", role=role, head_size=584, **fields)
+        return built(module, **{"kv_cache_dtype": "fp8", **(changes or {})}).kv_layers[0]
+
+    def test_each_role_has_its_layout(self) -> None:
+        keys = self.spec("keys", compress_ratio=4, block_size=64)
+        assert (keys.kind, keys.dtype, keys.cache_dtype, keys.model_version) == (
+            "mla_attention", "uint8", "fp8_ds_mla", "deepseek_v4",
+        )  # fmt: skip
+        assert (keys.num_kv_heads, keys.head_size, keys.head_size_v, keys.alignment_bytes) == (1, 584, 584, 576)
+        assert (keys.compress_ratio, keys.block_size, keys.window) == (4, 64, None)
+        window = self.spec("window", window=128)
+        assert (window.kind, window.cache_dtype, window.block_size) == ("sliding_window_mla", "fp8_ds_mla", None)
+        assert (self.spec("index").cache_dtype, self.spec("index").model_version) == ("auto", "")
+        state = self.spec("state", window=8)
+        assert (state.dtype, state.cache_dtype, state.kind) == ("float32", "auto", "sliding_window_mla")
+
+    def test_other_layouts_are_not_known_and_other_dtypes_refused(self) -> None:
+        for changes in ({"compute_capability": (12, 0)}, {"attention_backend": "FLASHINFER_MLA"}):
+            with pytest.raises(UnsupportedError, match="FlashInfer cache"):
+                self.spec("keys", changes)
+        with pytest.raises(Rejected, match="fp8_ds_mla layout only supports fp8 kv-cache, got bfloat16"):
+            self.spec("keys", {"kv_cache_dtype": "bfloat16"})
+
+
+def test_towers_are_built_unless_all_they_take_is_limited_to_nothing() -> None:
+    """models/interfaces.py _mark_tower_model."""
+    folder = Path(__file__).parent.parent / "data" / "configs" / "Qwen__Qwen2.5-VL-7B-Instruct"
+    model = build_model(ModelFiles(name="vl", config=json.loads((folder / "config.json").read_text())))
+    config = engine_of(model, "9.0")
+
+    def has_tower(model: ModelSpec = model, **changes: Any) -> bool:
+        parts = {tensor.component for tensor in shard(model, config.model_copy(update=changes)).created}
+        return "vision_tower" in parts
+
+    assert has_tower(mm_limits=())
+    assert has_tower(mm_limits=(("image", 0),))
+    assert has_tower(mm_limits=(("image", 0), ("video", 1)))
+    assert not has_tower(mm_limits=(("image", 0), ("video", 0)))
+    assert not has_tower(language_model_only=True)
+    assert model.vision is not None
+    by_image = replace(model, vision=replace(model.vision, dropped_with=("image",)))
+    assert not has_tower(by_image, mm_limits=(("image", 0),))
+    never = replace(model, vision=replace(model.vision, dropped_with=()))
+    assert has_tower(never, mm_limits=(("image", 0), ("video", 0)))
+    assert has_tower(never, language_model_only=True)
+    heard = replace(model, vision=replace(model.vision, modalities=("image", "audio")))
+    assert not has_tower(heard, mm_limits=(("image", 0),))
+
+
 class TestStates:
     """mamba_utils.py MambaStateShapeCalculator: one group counts once for each rank; drafts add rows."""
 
@@ -378,6 +438,7 @@ class TestStates:
             update={"tensor_parallel_size": tp, "num_speculative_tokens": drafts}
         )
         spec = mamba_spec(StateSpace(**{**usual, **changes}), config)
+        assert built(StateSpace(**{**usual, **changes}), tensor_parallel_size=tp).kv_layers[0].kind == "mamba"
         assert spec.num_speculative_blocks == drafts
         assert spec.chunk_size == 256
         return spec.state_shapes

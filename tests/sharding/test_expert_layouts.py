@@ -371,6 +371,11 @@ class TestWhileLoading:
         stored = scheme.moe(experts(hidden_size=200, intermediate_size=80))
         assert created(stored)["w13_weight"] == ((4, 256, 256), "bfloat16")
         assert loaded(stored)["w2_weight_scale_inv"] == ((4, 2, 1), "float32")
+        marlin = online.OnlineFp8(card(80), "block")
+        assert loaded(marlin.linear(linear(256, 128)))["weight_scale_inv"] == ((2, 128), "bfloat16")
+        assert loaded(marlin.moe(experts()))["w2_weight_scale_inv"] == ((4, 1, 256), "bfloat16")
+        packed = online.OnlineFp8(card(100), "block").linear(linear(1024, 192))
+        assert loaded(packed)["weight_scale_inv"] == ((192, 2), "int32")
 
     def test_int8_experts_keep_a_scale_a_row(self) -> None:
         scheme = online.OnlineInt8Experts(card(90))

@@ -220,5 +220,6 @@ def test_humming_pads_both_sides_and_has_locks() -> None:
     assert tensors["zero_point"] == ((1, 32), "int32")  # narrow zero points take four bits
     tensors, _ = kept("humming", k=512, n=256, group_size=512, **ZEROS)
     assert tensors["zero_point"] == ((1, 32), "int32")
+    assert kept("humming", k=48, n=256, group_size=-1)[0]["weight_scale"] == ((1, 256), "bfloat16")
     blocks = {stored.name: stored.shape for stored in block_after_load(300, 480, (32, 64))}
     assert blocks == {"weight": (32, 2048), "weight_scale": (8, 16), "locks": (1024,)}

@@ -6,6 +6,7 @@ import pytest
 from layers import DOWN, EXPERTS, NAMES, TOWER, WORDS, created, experts, linear, loaded, of
 
 from planner.errors import InputError, UnsupportedError
+from planner.model.modules import Attention
 from planner.sharding.quantization import compressed_tensors
 from planner.sharding.quantization.base import UNQUANTIZED
 from planner.sharding.quantization.context import Section
@@ -161,6 +162,111 @@ class TestCompressedTensors:
             ordered.moe(experts(intermediate_size=96, full_intermediate_size=96))
         plain = self.selector(group(INT4)).scheme(EXPERTS)
         assert loaded(plain.moe(experts(intermediate_size=96)))["w2_weight_g_idx"] == ((4, 0), "int32")
+
+    @pytest.mark.parametrize(
+        ("capability", "weights", "shard", "kept"),
+        [
+            (100, {}, {}, True),
+            (103, {}, {}, True),
+            (90, {}, {}, False),
+            (120, {}, {}, False),
+            (100, {"num_bits": 8}, {}, False),
+            (100, {"group_size": 64}, {}, False),
+            (100, {"symmetric": False}, {}, False),
+            (100, {}, {"gated": False}, False),
+            (100, {}, {"activation": "relu2"}, False),
+        ],
+    )
+    def test_trtllm_keeps_groups_of_32_on_blackwell(
+        self, capability: int, weights: dict[str, Any], shard: dict[str, Any], kept: bool
+    ) -> None:
+        """fused_moe/experts/trtllm_mxint4_moe.py: 10.x, symmetric 4 bits in groups of 32, gated SiLU."""
+        stored = self.selector(group({**INT4, **weights}), capability).scheme(EXPERTS).moe(experts(**shard))
+        assert (stored.after_load == stored.created) is kept
+
+    def test_experts_of_all_shapes(self) -> None:
+        """compressed_tensors_moe_wna16_marlin.py: tiles of sixteen inputs, a scale a group, a shape for each expert."""
+        asymmetric = {**INT4, "symmetric": False}
+        stored = self.selector(group(asymmetric)).scheme(EXPERTS).moe(experts(intermediate_size=96, gated=False))
+        assert created(stored) == {
+            "w13_weight_packed": ((4, 32, 96), "int32"),
+            "w2_weight_packed": ((4, 12, 256), "int32"),
+            "w13_weight_scale": ((4, 8, 96), "bfloat16"),
+            "w2_weight_scale": ((4, 3, 256), "bfloat16"),
+            "w13_weight_zero_point": ((4, 8, 12), "int32"),
+            "w2_weight_zero_point": ((4, 3, 32), "int32"),
+            "w2_weight_shape": ((4, 2), "bfloat16"),
+            "w13_weight_shape": ((4, 2), "bfloat16"),
+            "w13_weight_g_idx": ((4, 256), "int32"),
+            "w2_weight_g_idx": ((4, 96), "int32"),
+            "w13_g_idx_sort_indices": ((4, 256), "int32"),
+            "w2_g_idx_sort_indices": ((4, 96), "int32"),
+        }
+        tensors = loaded(stored)
+        assert tensors["w13_weight_packed"] == ((4, 16, 256), "int32")
+        assert tensors["w2_weight_packed"] == ((4, 8, 512), "int32")
+        assert tensors["w13_weight_scale"] == ((4, 8, 128), "bfloat16")
+        assert tensors["w2_weight_scale"] == ((4, 4, 256), "bfloat16")
+        assert tensors["w13_weight_zero_point"] == ((4, 8, 16), "int32")
+        assert tensors["w2_weight_zero_point"] == ((4, 4, 32), "int32")
+        assert tensors["workspace"] == ((400,), "int32")
+
+    def test_ordered_experts_have_the_scales_of_the_whole_model(self) -> None:
+        ordered = self.selector(group({**INT4, "actorder": "group"})).scheme(EXPERTS)
+        stored = ordered.moe(experts(full_intermediate_size=512))
+        assert created(stored)["w2_weight_scale"] == loaded(stored)["w2_weight_scale"] == ((4, 16, 256), "bfloat16")
+        plain = self.selector(group(INT4)).scheme(EXPERTS).moe(experts(full_intermediate_size=512))
+        assert created(plain)["w2_weight_scale"] == ((4, 4, 256), "bfloat16")
+
+    def test_groups_of_experts_divide_their_sizes(self) -> None:
+        scheme = self.selector(group({**INT4, "group_size": 64})).scheme(EXPERTS)
+        for changes, words in (
+            ({"hidden_size": 384 - 32}, r"WNA16 MoE requires hidden_size \(352\)"),
+            ({"intermediate_size": 96}, r"WNA16 MoE with static group scales .* \(96\)"),
+        ):
+            with pytest.raises(Rejected, match=words):
+                scheme.moe(experts(**changes))
+        rows = {**INT4, "strategy": "channel", "group_size": None}
+        assert created(self.selector(group(rows)).scheme(EXPERTS).moe(experts()))["w2_weight_scale"][0] == (4, 1, 256)
+
+    def test_humming_multiplies_fp8_weights_alone_and_below_ada(self) -> None:
+        """compressed_tensors_w8a16_fp8.py; humming pads 300 outputs to 512 and 480 inputs to 512."""
+        inputs = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+        for capability, activations in ((90, None), (80, inputs)):
+            selector = self.selector(group(FP8, activations), capability, format="float-quantized")
+            assert loaded(selector.scheme(DOWN).linear(linear(480, 300))) == {
+                "weight": ((32, 2048), "int32"),
+                "weight_scale": ((1, 512), "bfloat16"),
+                "locks": ((1024,), "int32"),
+            }
+            blocks = {**FP8, "strategy": "block", "block_structure": [32, 64]}
+            by_blocks = self.selector(group(blocks, activations), capability, format="float-quantized")
+            stored = by_blocks.scheme(DOWN).linear(linear(480, 300))
+            assert created(stored)["weight_scale"] == ((10, 8), "float32")
+            assert loaded(stored)["weight_scale"] == ((8, 16), "float32")
+
+    def test_blocks_of_fused_layers_may_not_end_within_one(self) -> None:
+        """compressed_tensors_w8a8_fp8.py checks all parts but the last, Fp8Config none (layers/linear.py:502)."""
+        inputs = {"num_bits": 8, "type": "float", "strategy": "group", "dynamic": True, "group_size": 128}
+        blocks = {**FP8, "strategy": "block", "block_structure": [128, 128]}
+        scheme = self.selector(group(blocks, inputs), format="float-quantized").scheme(DOWN)
+        assert created(scheme.linear(linear(256, 128, 64)))["weight_scale"] == ((2, 2), "float32")
+        with pytest.raises(Rejected, match="output_partition_size = 64"):
+            scheme.linear(linear(256, 64, 128))
+
+    def test_cache_scales_are_one_or_one_a_head(self) -> None:
+        plain = Attention(name="a", kind="full_attention", num_heads=4, num_kv_heads=2, head_size=64)
+        latent = Attention(name="a", kind="mla_attention", num_heads=4, num_kv_heads=1, head_size=576)
+        scheme = {"type": "float", "num_bits": 8, "strategy": "attn_head", "symmetric": True}
+        for strategy, count in (("attn_head", 2), ("tensor", 1)):
+            selector = self.selector(group(INT4), kv_cache_scheme={**scheme, "strategy": strategy})
+            scales = selector.kv_scales(plain, 2)
+            assert created(scales)["k_scale"] == ((count,), "float32")
+            assert created(scales)["v_zero_point"] == ((count,), "bfloat16")
+            assert loaded(scales) == dict.fromkeys(("_k_scale", "_v_scale", "_q_scale"), ((count,), "float32"))
+            assert selector.kv_scales(latent, 1).created == ()
+        with pytest.raises(Rejected, match="received num_bits=4"):
+            self.selector(group(INT4), kv_cache_scheme={**scheme, "num_bits": 4}).kv_scales(plain, 2)
 
     def test_embeddings_are_packed_by_groups_or_rows(self) -> None:
         """compressed_tensors_embedding.py: eight values of four bits to an int32, one scale a group."""

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from layers import AT, DOWN, EXPERTS, HEAD, MLP, OUT, QKV, created, linear, loaded, of
+from layers import AT, DOWN, EXPERTS, HEAD, MLP, OUT, QKV, created, experts, linear, loaded, of
 
 from planner.errors import InputError, UnsupportedError
-from planner.model.modules import Linear, LMHead, PackedNames
+from planner.model.modules import Attention, Linear, LMHead, PackedNames
 from planner.sharding.quantization import modelopt
 from planner.sharding.quantization.base import UNQUANTIZED
 from planner.values import Rejected
@@ -79,6 +79,8 @@ class TestModelOpt:
         selector = of(modelopt, {"quant_method": "modelopt", "quantization": {
             "quant_algo": "FP8", "exclude_modules": ["model.layers.0*", "x*", "lm_head.*"]}})  # fmt: skip
         assert selector.scheme(DOWN) is UNQUANTIZED
+        for name in ("wrapped.model.layers.0.proj", "box.proj"):  # parts of a name count, the star does not
+            assert selector.scheme(Linear(name=name, input_size=512, output_sizes=(256,))) is UNQUANTIZED
         later = Linear(name=DOWN.name.replace("0", "10"), input_size=512, output_sizes=(256,))
         assert selector.scheme(later).name == "modelopt fp8"
         assert selector.scheme(HEAD).name == "modelopt fp8"
@@ -99,6 +101,33 @@ class TestModelOpt:
             scheme()
         with pytest.raises(UnsupportedError, match="W8A8_SQ"):
             scheme(quant_algo="W8A8_SQ")
+
+    def test_stars_within_a_name_are_wildcards(self) -> None:
+        selector = of(modelopt, {"quant_method": "modelopt", "quantization": {
+            "quant_algo": "FP8", "exclude_modules": ["a*b", "z.*"]}})  # fmt: skip
+        for name, excluded in (("aXb", True), ("waXb", False), ("z.y", True), ("wz.y", False), ("a*b.c", True)):
+            scheme = selector.scheme(Linear(name=name, input_size=512, output_sizes=(256,)))
+            assert (scheme is UNQUANTIZED) is excluded
+
+    def test_cache_scales_are_loaded_where_the_checkpoint_has_fp8_ones(self) -> None:
+        """modelopt.py: four scalars in the model's dtype, dropped after loading; none for MLA under mixed precision."""
+        plain = Attention(name="a", kind="full_attention", num_heads=4, num_kv_heads=2, head_size=64)
+        latent = Attention(name="a", kind="mla_attention", num_heads=4, num_kv_heads=1, head_size=576)
+        float8 = {"type": "float", "num_bits": 8}
+        for scheme, count in ((float8, 4), ({**float8, "type": "int"}, 0), ({**float8, "num_bits": 4}, 0), ({}, 0)):
+            selector = self.mixed({DOWN.name: "FP8"}, kv_cache_scheme=scheme)
+            assert len(selector.kv_scales(plain, 2).created) == count
+            assert selector.kv_scales(latent, 1).created == ()
+        assert self.mixed({DOWN.name: "FP8"}, kv_cache_scheme=float8).kv_scales(plain, 2).after_load == ()
+        for module in (plain, latent):
+            scales = of(modelopt, {"quant_method": "modelopt", "quant_algo": "FP8"}).kv_scales(module, 1)
+            assert len(scales.created) == 4
+
+    def test_experts_have_static_scales(self) -> None:
+        stored = of(modelopt, {"quant_method": "modelopt", "quant_algo": "FP8"}, 89).scheme(EXPERTS).moe(experts())
+        assert created(stored)["w13_input_scale"] == ((4,), "float32")
+        assert loaded(stored)["w13_input_scale"] == ((), "float32")
+        assert created(stored)["w13_weight_scale"] == ((4, 2), "float32")
 
     def test_blocks_are_whole(self) -> None:
         """modelopt.py ModelOptFp8PbWoLinearMethod: 128 x 128, the scale with two empty dimensions as created."""

@@ -50,7 +50,7 @@ class TestAutoRound:
     def test_patterns_are_searched_and_words_are_not_patterns(self) -> None:
         assert self.bits(DOWN, extra_config={r"mlp\.down_proj$": {"bits": 8}}) == (8, 128, True)
         assert self.bits(DOWN, extra_config={"down_proj": {"bits": 8}}) == (4, 128, True)
-        assert self.bits(DOWN, extra_config={"(": {"bits": 8}, r"down_proj$": {"bits": 8}}) == (8, 128, True)
+        assert self.bits(DOWN, extra_config={"(": {"bits": 3}, r"down_proj$": {"bits": 8}}) == (8, 128, True)
 
     def test_parts_of_a_fused_layer_must_agree(self) -> None:
         parts = {f"{AT}.self_attn.{part}": {"bits": 8} for part in FUSED["qkv_proj"]}
@@ -113,6 +113,10 @@ class TestAutoRound:
         section = {**self.SECTION, "group_size": 32}
         assert "w13_qweight" in created(of(inc, section).scheme(EXPERTS).moe(shard))
         assert created(of(inc, section).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 192, 128), "uint8")
+        packed = {**section, "packing_format": "auto_round:auto_awq", "sym": False}
+        assert created(of(inc, packed).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 192, 128), "uint8")
+        awq_section = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+        assert created(of(awq, awq_section).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 256, 24), "int32")
         gptq_section = {**section, "quant_method": "gptq", "desc_act": False}
         assert created(of(gptq, gptq_section).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 32, 192), "int32")
 
@@ -203,6 +207,12 @@ class TestAwq:
         with pytest.raises(Rejected, match="Unsupported num_bits = 8"):
             self.selector(bits=8)
         assert self.selector(w_bit=4, q_group_size=64, bits=8).scheme(DOWN).group_size == 64
+
+    def test_one_group_for_all_inputs(self) -> None:
+        scheme = self.selector(group_size=-1).scheme(DOWN)
+        split = linear(256, 128, full_input_size=512)
+        assert created(scheme.linear(linear(512, 128)))["scales"] == ((1, 128), "bfloat16")
+        assert created(scheme.linear(split))["qweight"] == ((256, 16), "int32")
 
     def test_experts_need_groups(self) -> None:
         with pytest.raises(Rejected, match=r"negative dimension -256: \[4, -256, 256\]"):

@@ -42,7 +42,7 @@ class Awq(Struct, frozen=True):
         k, n = shard.input_size, shard.output_size
         group = shard.full_input_size if self.group_size == -1 else self.group_size
         marlin_type = self.is_for_marlin
-        fits = self.group_size == -1 or self.group_size >= shard.full_input_size or k % self.group_size == 0
+        fits = self.group_size >= shard.full_input_size or k % self.group_size == 0  # any k is a multiple of -1
         if not (marlin_type and fits):
             if k % group:
                 raise reject("quantization_alignment", _MISALIGNED.format("input"))

@@ -105,7 +105,7 @@ class IncSelector(BaseSelector):
         return Awq(self.context, layer.group_size, not layer.sym, strict_experts=True)
 
     def _quantized(self, name: str, *, is_head: bool) -> LayerBits | None:
-        """Bits of a layer; None for one that stays as it is, by its name alone (inc.py:150) or by what it resolves to."""
+        """Bits of a layer; None for one that stays as it is, by its name alone (inc.py:150) or by what it becomes."""
         for key in (name, f"model.{name}"):
             if key in self.extra and self.extra[key].get("bits", _UNQUANTIZED_BITS) >= _UNQUANTIZED_BITS:
                 return None

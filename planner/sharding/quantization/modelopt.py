@@ -200,7 +200,7 @@ def _first_group_size(layers: Section) -> int | None:
     for name in layers.data:
         layer = layers.section(name)
         if str(layer.value("quant_algo")).upper() in ("NVFP4", "W4A16_NVFP4"):
-            return _group_size(layer) or 16
+            return _group_size(layer)
     return None
 
 
