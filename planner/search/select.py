@@ -56,11 +56,13 @@ def _choices(judge: Judge, gpu: GpuSpec, concurrency: int, max_count: int, nodes
     sizes = [tp for tp in TENSOR_PARALLEL if tp <= max_count]
     single = {tp: judge.engine(gpu, tp, 1) for tp in sizes}
     for many in nodes:
-        found = single
-        if many > 1 and not any(isinstance(engine, EngineFit) for engine in single.values()):
-            found = {tp: judge.engine(gpu, tp, many) for tp in sizes}
+        staged: dict[int, EngineFit | Rejection] = {}
         for count in range(1, max_count + 1):
-            yield _choice(gpu, count, many, {tp: one for tp, one in found.items() if tp <= count}, concurrency)
+            found = {tp: engine for tp, engine in single.items() if tp <= count}
+            if many > 1 and not any(isinstance(engine, EngineFit) for engine in found.values()):
+                staged |= {tp: judge.engine(gpu, tp, many) for tp in found if tp not in staged}
+                found = {tp: staged[tp] for tp in found}
+            yield _choice(gpu, count, many, found, concurrency)
 
 
 def _choice(

@@ -140,6 +140,13 @@ def test_machines_share_a_model_that_none_holds_alone():
     assert staged.engine is not None
     assert (staged.engine.pipeline_parallel_size, staged.replicas) == (3, 1)
     assert staged.requests == three[1].requests
+    assert three[2].requests > 0
+    wider = select(large, [gpu], options, VERSION, max_count=4, nodes=(1, 3))
+    shown = {(choice.count, choice.nodes): choice for choice in wider}
+    assert shown[1, 3] == staged, "whatever larger machines would hold"
+    assert shown[4, 1].engine is not None
+    assert shown[4, 3].engine.pipeline_parallel_size == 1
+    assert shown[4, 3].requests == 3 * shown[4, 1].requests
     single = select(dense(), [gpu], options, VERSION, max_count=2, nodes=(2,))
     assert [choice.engine.pipeline_parallel_size for choice in single if choice.engine] == [1, 1]
 
