@@ -43,7 +43,7 @@ class Stage(Struct, frozen=True):
 
 
 EventKind = Literal[
-    "alloc", "free", "keep", "keep_here", "grow", "drop", "empty_cache", "aside", "back", "leave", "part"
+    "alloc", "free", "keep", "keep_here", "grow", "drop", "aside", "back", "leave", "part"
 ]  # fmt: skip
 
 _ASIDE_STREAM = 1
@@ -124,9 +124,6 @@ class Program(Struct):
     def drop(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
         """Free what `name` holds. For a tensor made before the program, its size counts against the peak."""
         self.events.append(Event("drop", 0, LiveTensor(name, token, seq, constant), self._stage))
-
-    def empty_cache(self) -> None:
-        self.events.append(Event("empty_cache", 0, _NOTHING, self._stage))
 
     def part(self, *results: int | None) -> Part:
         """What was written so far, to use in other programs."""
@@ -229,8 +226,6 @@ def _run(
         steps = []
         if event.kind == "drop":
             allocator.free(kept.pop(event.tensor.name, None))
-        elif event.kind == "empty_cache":
-            allocator.empty_cache()
         elif event.kind in _KEEPING:
             _keep(allocator, event, token * tokens + seq * seqs + constant, kept)
         else:
@@ -261,7 +256,7 @@ def _keep(allocator: CachingAllocator, event: Event, size: int, kept: dict[str, 
 
 _NOTHING = LiveTensor("")
 _KEEPING = ("keep", "keep_here", "grow")
-_SILENT = ("empty_cache", "aside", "back", "leave")
+_SILENT = ("aside", "back", "leave")
 
 
 def _vector(tensor: LiveTensor) -> tuple[int, int, int]:

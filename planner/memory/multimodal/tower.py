@@ -33,15 +33,15 @@ class Tower(Struct, frozen=True, kw_only=True):
     layers: int
     tp: int
     item: int
-    gated: bool = False
-    fused_residual: bool = False
-    gathers_qkv: bool = False
-    rotation: Literal["none", "joined", "wide", "contiguous", "complex"] = "none"
-    rotary_size: int = 0
-    flash: bool = True
-    splits: int = 1
-    transposes: bool = False
-    quantized_inputs: bool = False
+    gated: bool
+    fused_residual: bool
+    gathers_qkv: bool
+    rotation: Literal["none", "joined", "wide", "contiguous", "complex"]
+    rotary_size: int
+    flash: bool
+    splits: int
+    transposes: bool
+    quantized_inputs: bool
 
 
 class TowerRun:
