@@ -3,7 +3,24 @@
 from typing import Any
 
 import pytest
-from layers import AT, DOWN, EXPERTS, FUSED, HEAD, MODEL, OUT, QKV, TOWER, WORDS, created, experts, linear, loaded, of
+from layers import (
+    AT,
+    DOWN,
+    EXPERTS,
+    FUSED,
+    HEAD,
+    MLP,
+    MODEL,
+    OUT,
+    QKV,
+    TOWER,
+    WORDS,
+    created,
+    experts,
+    linear,
+    loaded,
+    of,
+)
 from msgspec.structs import replace
 from quantized_cases import card
 
@@ -280,17 +297,18 @@ class TestBitsAndBytes:
 class TestTritonExperts:
     """--quantization moe_wna16. vLLM 0.26.0 layers/quantization/moe_wna16.py."""
 
-    def test_names_are_skipped_of_awq_and_not_of_gptq(self) -> None:
+    def test_names_are_skipped_by_parts_and_fused_layers_are_not_known(self) -> None:
         awq_section = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
-        selector = self.selector({**awq_section, "modules_to_not_convert": ["experts", "o_proj"]})
+        selector = self.selector({**awq_section, "modules_to_not_convert": ["experts", "o_proj", "gate_proj"]})
         assert selector.scheme(EXPERTS) is selector.scheme(OUT) is UNQUANTIZED
-        assert selector.scheme(DOWN).name == "auto_awq"
+        assert selector.scheme(DOWN).name == selector.scheme(MLP).name == "auto_awq"
         assert self.selector(awq_section).scheme(EXPERTS).name == "moe_wna16"
+
+    def test_gptq_checkpoints_are_unsupported(self) -> None:
+        """Their linear layers are built in 16 bit, for which the files have no weights."""
         gptq_section = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
-        kept = self.selector({**gptq_section, "modules_to_not_convert": ["experts", "o_proj"]})
-        assert (kept.scheme(EXPERTS).name, kept.scheme(OUT).name) == ("moe_wna16", "auto_gptq")
-        assert kept.scheme(EXPERTS).gptq
-        assert not kept.scheme(EXPERTS).zero_points
+        with pytest.raises(UnsupportedError, match="GPTQ"):
+            self.selector(gptq_section)
 
     def selector(self, section: dict[str, Any]) -> Any:
         spec = QuantizationSpec(method="moe_wna16", raw=section)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.errors import UnsupportedError
 from planner.model.modules import FusedMoE
@@ -91,13 +92,21 @@ def scheme_of(section: Section) -> MoeWna16:
 
 
 def select(model: ModelSpec, checkpoint: QuantizationSpec | None, context: Context) -> MoeWna16Selector:
-    """--quantization moe_wna16 over an AWQ or GPTQ checkpoint."""
-    from planner.sharding.quantization import awq, gptq
+    """--quantization moe_wna16 over an AWQ checkpoint.
+
+    vLLM asks a new AWQ or GPTQ configuration about each linear layer, one that knows neither the file headers nor which
+    layers are fused (moe_wna16.py get_quant_method). A GPTQ checkpoint's are then built in 16 bit, and loading fails.
+    """
+    from planner.sharding.quantization import awq
 
     if checkpoint is None:
         raise UnsupportedError("quantization", "moe_wna16 needs a quantized checkpoint")
     section = Section(checkpoint.raw)
-    is_gptq = section.value("quant_method") == "gptq"
-    linear = (gptq if is_gptq else awq).select(model, checkpoint, context)
-    skipped = () if is_gptq else section.strings("modules_to_not_convert")
-    return MoeWna16Selector(linear, scheme_of(section), skipped)
+    if section.value("quant_method") == "gptq":
+        raise UnsupportedError(
+            "quantization",
+            "moe_wna16 cannot hold the packed linear layers of a GPTQ checkpoint; leave --quantization out",
+        )
+    apart = replace(context, names=replace(context.names, fused={}))
+    linear = awq.select(model, checkpoint, apart)
+    return MoeWna16Selector(linear, scheme_of(section), section.strings("modules_to_not_convert"))
