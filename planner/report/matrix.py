@@ -72,13 +72,13 @@ class Matrix:
     def _lines(self) -> str:
         lines = [self._title]
         for model, fits in self.found.items():
-            lines += ["", visible(model)]
+            lines += ["", _line(model)]
             if isinstance(fits, str):
-                lines.append(f"  refused: {visible(fits)}")
+                lines.append(f"  refused: {_line(fits)}")
                 continue
             by_count: dict[int, list[str]] = {}
             for card, fit in self.fewest(model).items():
-                by_count.setdefault(fit.count if fit else 0, []).append(card)
+                by_count.setdefault(fit.count if fit else 0, []).append(_line(card))
             none = by_count.pop(0, [])
             lines += [f"  {count:>4}  {', '.join(cards)}" for count, cards in sorted(by_count.items())]
             lines += [f"  none  {', '.join(none)}"] if none else []
@@ -93,3 +93,7 @@ class Matrix:
             rows.append((model, *cells))
         grid = Grid(("model", *(f"{card}#" for card in self.cards)), tuple(rows))
         return "\n".join([f"{self._title}.", "", *markdown_grid(grid)])
+
+
+def _line(text: str) -> str:
+    return visible(" ".join(text.split()))

@@ -16,15 +16,18 @@ from markdown_it import MarkdownIt
 
 from planner import api
 from planner.cli.main import main
+from planner.cli.output import write
 from planner.engine.args import EngineArgs
 from planner.foreign import table_cell, visible
 from planner.memory.assess import Assessment
 from planner.report.bundle import Content, plan_report
 from planner.report.compare import compare_document, compare_rows, compare_text
 from planner.report.document import Document, Grid, Section, html, markdown
+from planner.report.matrix import Matrix
 from planner.report.schema import table_csv
 from planner.report.tables import csv_text, escaped, estimate_csv, estimate_markdown
 from planner.report.text import estimate_text
+from planner.search.select_fits import Fit
 
 EVERY = {**HOSTILE, **REFUSED}
 TEXTS = pytest.mark.parametrize("text", EVERY.values(), ids=EVERY.keys())
@@ -140,13 +143,28 @@ def test_texts_of_a_plan(text, plan, capsys):
     if text not in REFUSED.values():
         assert re.sub(r"\s+", "", text) in re.sub(r"\s+", "", shown)
     compare_text(compare_document([(text, estimate), ("b", plan.estimate)]))
-    from planner.cli.output import write
-
     write(shown, None)
     printed = capsys.readouterr().out
     assert all(char.isprintable() or char in "\n\t" for char in printed.replace("\u3000", ""))
     kinds = {token.type for token in _tokens(estimate_markdown(estimate))}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block"}
+
+
+@TEXTS
+def test_matrix(text, capsys):
+    """A model, a refusal and a card of any name in each form."""
+    fit = Fit(gpu=text, count=2, tensor_parallel_size=2, replicas=1, evidence="bounds")
+    found = Matrix("0.26.0", "a load", (text, "L20"), {text: (fit,), f"{text}2": text})
+    lines = found.text("text").split("\n")
+    assert len(lines) == 8
+    write(found.text("text"), None)
+    printed = capsys.readouterr().out
+    assert all(char.isprintable() or char == "\n" for char in printed.replace("\u3000", ""))
+    for row in csv.reader(io.StringIO(found.text("csv"), newline="")):
+        assert not [cell for cell in row if cell.startswith(FORMULA)]
+    kinds = {token.type for token in _tokens(found.text("markdown"))}
+    assert not kinds & {"html_block", "html_inline", "link_open", "image", "fence", "code_block"}
+    assert {row["model"] for row in json.loads(found.text("json"))["rows"]} == {text, f"{text}2"}
 
 
 @pytest.mark.parametrize("name", ["mathtext", "markup end", "formula", "rich", "letters", "escape", "very long"])
