@@ -91,6 +91,7 @@ def forked(work: Callable[[Callable[[str, str], None]], None], wait_s: Callable[
     process = os.fork()
     if process == 0:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
@@ -319,6 +320,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     asked = arguments()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the copy goes then too
     with tempfile.TemporaryDirectory(prefix="vplan-mutants-") as folder:
         place = Path(folder).resolve()
         copy_into(place)
