@@ -254,6 +254,16 @@ REFUSING: dict[str, str] = {
     "Ovis2_5": "Ovis2_5",
     "Ovis2_6ForCausalLM": "Ovis2_5",
     "Ovis2_6_MoeForCausalLM": "Ovis2_5",
+    "BailingMoeV2_5ForCausalLM": "BailingMoeV25ForCausalLM",
+    "IQuestLoopCoderForCausalLM": "IQuestLoopCoderForCausalLM",
+    "Phi4ForCausalLMV": "Phi4ForCausalLMV",
+    "RForConditionalGeneration": "RForConditionalGeneration",
+    "BeeForConditionalGeneration": "BeeForConditionalGeneration",
+    "LlavaOnevision2ForConditionalGeneration": "LlavaOnevision2ForConditionalGeneration",
+    "MiDashengLMModel": "MiDashengLMModel",
+    "NemotronH_Nano_VL_V2": "NemotronH_Nano_VL_V2",
+    "NemotronH_Nano_Omni_Reasoning_V3": "NemotronH_Nano_VL_V2",
+    "NemotronH_Super_Omni_Reasoning_V3": "NemotronH_Nano_VL_V2",
 }
 """Architectures whose class takes no adapters, with the class's name."""
 
