@@ -64,7 +64,7 @@ def _draw(lengths: TokenLengths, generator: Generator, count: int) -> Ints:
         return np.full(count, lengths.p50, dtype=np.int64)
     sigma = log(lengths.p95 / lengths.p50) / Z95
     drawn = np.rint(generator.lognormal(log(lengths.p50), sigma, count))
-    return np.clip(drawn, 1, 1 << 40).astype(np.int64)
+    return np.minimum(drawn, 1 << 40).astype(np.int64)
 
 
 def _drawn(mix: RequestMix) -> tuple[Ints, Ints]:

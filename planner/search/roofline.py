@@ -47,16 +47,16 @@ class EngineLoad:
     prefill_flops: int
     ranks: int
     stages: int
-    routed_flops: int = 0
-    routed_layers: int = 0
-    attention: tuple[tuple[int, int], ...] = ()
-    multiplications: int = 0
-    reduced_bytes: int = 0
-    reductions: int = 0
-    eight_bit: bool = False
-    packed: bool = False
-    chunk_tokens: int = 2048
-    eager: bool = False
+    routed_flops: int
+    routed_layers: int
+    attention: tuple[tuple[int, int], ...]
+    multiplications: int
+    reduced_bytes: int
+    reductions: int
+    eight_bit: bool
+    packed: bool
+    chunk_tokens: int
+    eager: bool
 
 
 def engine_load(deployment: Deployment) -> EngineLoad:

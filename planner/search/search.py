@@ -273,4 +273,4 @@ def _score_of(plan: Plan, options: SearchOptions) -> float:
         replicas = engine.data_parallel_size
         held = plan.concurrency if plan.demand is None else plan.demand.held
         return float(min(held, engine.max_num_seqs * replicas))
-    return float(engine.max_model_len) * (1.0 + 1e-9 * plan.concurrency) + min(plan.concurrency, 10**6) * 1e-3
+    return engine.max_model_len + min(plan.concurrency, 10**6) * 1e-3

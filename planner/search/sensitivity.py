@@ -102,17 +102,20 @@ def _change(
     per_gpu = assessment.estimate.per_gpu
     assert per_gpu is not None
     need = per_gpu.total_memory_bytes - after.headroom_bytes
-    speeds, prices = (before.tokens_per_s, after.tokens_per_s), (before.usd_per_hour, after.usd_per_hour)
     return Change(
         flag=flag,
         kv_cache_bytes=after.kv_cache_bytes - before.kv_cache_bytes,
         headroom_bytes=after.headroom_bytes - before.headroom_bytes,
         tokens=after.tokens - before.tokens,
         requests=after.requests - before.requests,
-        tokens_per_s=None if None in speeds else (speeds[1] or 0.0) - (speeds[0] or 0.0),
-        usd_per_hour=None if None in prices else (prices[1] or 0.0) - (prices[0] or 0.0),
+        tokens_per_s=_difference(before.tokens_per_s, after.tokens_per_s),
+        usd_per_hour=_difference(before.usd_per_hour, after.usd_per_hour),
         within_margin=need * (1 + loads.options.safety_margin) <= per_gpu.total_memory_bytes,
     )
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 def _figures(assessment: Assessment, args: EngineArgs, gpus: GpuPool, loads: _Loads) -> _Figures | None:

@@ -44,6 +44,8 @@ def load(**more: object) -> EngineLoad:
     known = {
         "dense_bytes": 10**10, "expert_bytes": 0, "touched": 1.0, "cache_bytes": 10**6, "decode_flops": 2 * 10**10,
         "prefill_flops": 18 * 10**9, "ranks": 1, "stages": 1, "attention": ((4000, 0),) * 10, "multiplications": 40,
+        "routed_flops": 0, "routed_layers": 0, "reduced_bytes": 0, "reductions": 0, "eight_bit": False, "packed": False,
+        "chunk_tokens": 2048, "eager": False,
     }  # fmt: skip
     return EngineLoad(**{**known, **more})  # type: ignore[arg-type]
 
