@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.encoder import encoder_program, profiled_encoder
 from planner.memory.multimodal.media import media_item
+from planner.memory.multimodal.run_tower import quantizes_inputs
 from planner.memory.program import Program
+from planner.model.modules import Linear
 from tests.memory.pass_cases import check_text, program_lines, set_up
 
 TWO = {"gpus": "h200:2", "tensor_parallel_size": 2}
@@ -90,3 +93,28 @@ def test_a_profiled_batch(name: str, request: pytest.FixtureRequest) -> None:
 def _budget(model: Any, config: Any) -> tuple[Any, Any]:
     budget = encoder_budget(model, config)
     return budget.largest, budget.items
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "dtype", "quantized"),
+    [
+        ("tower", "weight", "float8_e4m3fn", True),
+        ("tower", "weight", "float8_e5m2", True),
+        ("tower", "weight_scale", "float8_e4m3fn", False),
+        ("tower", "weight", "bfloat16", False),
+        ("language", "weight", "float8_e4m3fn", False),
+    ],
+)
+def test_a_tower_quantizes_its_inputs_where_its_own_weights_are_fp8(
+    module: str, name: str, dtype: Any, quantized: bool
+) -> None:
+    model, share, config = set_up("Qwen__Qwen3-VL-8B-Instruct")
+    kinds = {"tower": "vision_tower", "language": "language_model"}
+    linear = next(m for m in model.modules if isinstance(m, Linear) and m.component == kinds[module])
+    stored = next(one for one in share.loaded if one.module == linear.name and one.name == "weight")
+    loaded = replace(share, loaded=(replace(stored, name=name, dtype=dtype),))
+    fp8 = config.model_copy(update={"quantization": "fp8"})
+    assert quantizes_inputs(model, loaded, fp8) is quantized
+    assert not quantizes_inputs(model, loaded, config)
+    assert not quantizes_inputs(model, loaded, fp8.model_copy(update={"compute_capability": (8, 6)}))
+    assert quantizes_inputs(model, loaded, fp8.model_copy(update={"compute_capability": (8, 9)})) is quantized

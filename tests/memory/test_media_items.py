@@ -6,6 +6,7 @@ test_media_served.py. Here each family's whole arithmetic is held, row by row, s
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ SHAPES = (
     (28, 28), (100, 80), (300, 300), (336, 337), (448, 448), (640, 480), (480, 640), (1000, 700), (1024, 1024),
     (1920, 1080), (1080, 1920), (3000, 400), (400, 3000), (2000, 30), (4000, 3000), (8000, 8000),
 )  # fmt: skip
-CLIPS = ((320, 240, 0.3), (320, 240, 5.3), (1280, 720, 30), (720, 1280, 1000))
+CLIPS = ((320, 240, 0.3), (320, 240, 5.8), (1280, 720, 30), (720, 1280, 1000))
 SOUNDS = (0.004, 0.5, 1, 10.25, 29.99, 30)
 
 FAMILIES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
@@ -114,11 +115,15 @@ def test_largest_items_and_budget_of_a_family(name: str, request: pytest.Fixture
     """With default limits, with two requests, and with sizes in the limits."""
     source, flags, _ = FAMILIES[name]
     lines: list[str] = []
-    limits = '{"image": {"count": 1, "width": 500, "height": 400}, "video": {"count": 1, "num_frames": 3}}'
+    image, video = {"count": 1, "width": 500, "height": 400}, {"count": 1, "num_frames": 3, "width": 300, "height": 200}
     modalities = set_up(source, **flags)[0].vision.modalities  # type: ignore[union-attr]
     asked: list[dict[str, Any]] = [{}, {"max_num_batched_tokens": 16384, "max_num_seqs": 2}]
-    if "image" in modalities and "video" in modalities:
-        asked.append({"limit_mm_per_prompt": limits})
+    if "image" in modalities:
+        asked.append({"limit_mm_per_prompt": json.dumps({"image": image, "video": video})})
+        asked.append({"limit_mm_per_prompt": json.dumps({"image": {"count": 1, "width": 9000, "height": 9000}})})
+    if "video" in modalities:
+        asked.append({"limit_mm_per_prompt": json.dumps({"image": 0, "video": 2}), "max_model_len": 600})
+        asked.append({"limit_mm_per_prompt": json.dumps({"image": 1, "video": 1}), "max_model_len": 600})
     for more in asked:
         model, _, config = set_up(source, **{**flags, **more})
         budget = encoder_budget(model, config)

@@ -46,6 +46,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5 adapters": (BOOT + "q25-7b-l4", EAGER | LORA),
     "qwen2.5 adapters V1, two ranks": (BOOT + "q25-7b-l4", EAGER | LORA | V1 | TWO),
     "qwen2.5 adapters divided": (BOOT + "q25-7b-l4", EAGER | LORA | TWO | {"fully_sharded_loras": True}),
+    "qwen2.5 adapters not divided": (BOOT + "q25-7b-l4", EAGER | LORA | {"fully_sharded_loras": True}),
     "qwen3 moe adapters": (BOOT + "q3-30b-a3b-l4", EAGER | LORA | TWO | {"fully_sharded_loras": True}),
     "llama fp8 cache": (BOOT + "llama31-8b-l4", EAGER | {"kv_cache_dtype": "fp8"}),
     "llama fp8 online compiled": (BOOT + "llama31-8b-l4", {"quantization": "fp8"}),
