@@ -47,6 +47,29 @@ class PlainRun(Struct, frozen=True, kw_only=True):
 
 def write_plain(run: TowerRun, plain: PlainRun, projector: Projector, items: Sequence[MediaItem]) -> int:
     """Write the run over `items`; the handle of their embeddings, in one tensor."""
+    features = _encode(run, plain, items)
+    tokens = sum(item.tokens for item in items)
+    if projector.each_patch:
+        return _project_patches(run, projector, tokens, features)
+    out = _resample(run, projector, tokens) if projector.resamples else _project(run, projector, tokens)
+    run.p.free(features)
+    return out
+
+
+def write_one_by_one(
+    runs: Sequence[TowerRun], plain: PlainRun, projector: Projector, items: Sequence[MediaItem]
+) -> int:
+    """The same for a class that encodes image after image, then projects each (vLLM 0.26.0 paddleocr_vl.py:1150)."""
+    p = runs[0].p
+    features = [_encode(run, plain, [item]) for run, item in zip(runs, items, strict=True)]
+    p.free(*[_project(run, projector, item.tokens) for run, item in zip(runs, items, strict=True)])
+    out = runs[0].tensor("embeddings", projector.output, sum(item.tokens for item in items))
+    p.free(*features)
+    return out
+
+
+def _encode(run: TowerRun, plain: PlainRun, items: Sequence[MediaItem]) -> int:
+    """The tower's features of all patches."""
     p, tower = run.p, run.tower
     p.stage("patch embedding")
     held = [run.tensor("embedded patches", tower.hidden)]
@@ -62,25 +85,18 @@ def write_plain(run: TowerRun, plain: PlainRun, projector: Projector, items: Seq
     p.stage("projector")
     features = run.tensor("features", tower.hidden)
     p.free(x, *held)
-    tokens = sum(item.tokens for item in items)
-    if projector.each_patch:
-        return _project_patches(run, projector, tokens, features)
-    out = _resample(run, projector, tokens) if projector.resamples else _project(run, projector, tokens)
-    p.free(features)
-    return out
+    return features
 
 
 def _mask(run: TowerRun, plain: PlainRun, items: Sequence[MediaItem]) -> list[int]:
-    """A dense mask in the model's dtype; PyTorch pads a copy of it to a multiple of 16 columns for its kernel."""
+    """A dense mask in the model's dtype; PyTorch's kernel gets a copy padded to a multiple of 16 columns."""
     if plain.mask == "none":
         return []
     lengths = [run.rows] if plain.mask == "batch" else [item.patches for item in items]
-    cells = sum(length**2 for length in lengths)
-    masks = [run.p.alloc("attention mask", constant=cells * run.tower.item)]
     if any(length % _MASK_UNIT for length in lengths):
         padded = sum(length * -(-length // _MASK_UNIT) * _MASK_UNIT for length in lengths)
-        masks.append(run.p.alloc("attention mask, padded", constant=padded * run.tower.item))
-    return masks
+        run.padded_mask_bytes = padded * run.tower.item
+    return [run.p.alloc("attention mask", constant=sum(length**2 for length in lengths) * run.tower.item)]
 
 
 def _project(run: TowerRun, projector: Projector, tokens: int) -> int:

@@ -9,8 +9,9 @@ from planner.errors import UnsupportedError
 from planner.memory.multimodal.deepseek_ocr import write_ocr
 from planner.memory.multimodal.gemma4_tower import Gemma4Vision, encoder_chunk, write_gemma4_audio
 from planner.memory.multimodal.item import MediaItem
-from planner.memory.multimodal.plain_tower import PlainRun, Projector, write_plain
+from planner.memory.multimodal.plain_tower import PlainRun, Projector, write_one_by_one, write_plain
 from planner.memory.multimodal.qwen_tower import QwenMerger, write_qwen
+from planner.memory.multimodal.rule import CHANNELS
 from planner.memory.multimodal.sound_stem import write_stem
 from planner.memory.multimodal.styles import TowerStyle, tower_of
 from planner.memory.multimodal.tower import TowerRun
@@ -23,6 +24,8 @@ from planner.sharding.rank import RankShare, Tensor
 from planner.values import DTYPE_BYTES
 
 _SQUARE_OF_TWO = 4
+_MOONVIT_POSITIONS = 512 * 512
+"""Complex numbers for each, made with the first image (vLLM 0.26.0 model_executor/models/moonvit.py:271)."""
 _MERGES_FOUR = ("MiniCPMV4_6", "DeepseekVL2", "Lfm2VL")
 _MINIMAX_TABLES = 3
 """Frequencies, cosines and sines of each patch live together, in float32 (minimax_m3/common/vision_tower.py:560)."""
@@ -61,7 +64,7 @@ _STYLES: dict[str, TowerStyle] = {
     "Mistral3": "pixtral",
     "LightOnOCR": "pixtral",
     "Pixtral": "pixtral_native",
-    "PaddleOCRVL": "rotated",
+    "PaddleOCRVL": "paddle",
     "MiniMaxM3": "minimax",
 }
 
@@ -101,7 +104,30 @@ def run_tower(
     if style in ("qwen2", "qwen2_5", "qwen3", "glm4v", "dots"):
         assert isinstance(vision.image, DynamicPatches)
         return write_qwen(run, _merger(vision.family, encoder, vision.image), items)
-    return write_plain(run, _plain(encoder, style, config), _projector(vision, encoder, style, items, tower.tp), items)
+    if vision.family == "KimiVL" and not (warm and config.model_runner == "v1"):
+        p.keep("rotary table of the tower", constant=_MOONVIT_POSITIONS * (encoder.head_size // 2) * 8)
+    plain, projector = _plain(encoder, style, config), _projector(vision, encoder, style, items, tower.tp)
+    if style == "paddle":
+        towers = [tower_of(encoder, style, config, [item], tp, quantized=quantized) for item in items]
+        runs = [TowerRun(p, each, item.patches) for each, item in zip(towers, items, strict=True)]
+        return write_one_by_one(runs, plain, projector, items)
+    held = _masked_tiles(p, vision, items, DTYPE_BYTES[config.dtype])
+    out = write_plain(run, plain, projector, items)
+    p.free(*held)
+    return out
+
+
+def _masked_tiles(p: Program, vision: VisionSpec, items: Sequence[MediaItem], item: int) -> list[int]:
+    """Idefics 3's mask of each pixel, in 64 bits, and copies of pixels and mask without padding tiles
+    (vLLM 0.26.0 model_executor/models/idefics3.py:505)."""
+    if vision.family != "Idefics3" or not isinstance(vision.image, Tiles):
+        return []
+    cells = sum(entry.sequences for entry in items) * vision.image.image_size**2
+    return [
+        p.alloc("pixel mask", constant=8 * cells),
+        p.alloc("pixel values of real tiles", constant=CHANNELS * cells * item),
+        p.alloc("pixel mask of real tiles", constant=8 * cells),
+    ]
 
 
 def _gemma4(

@@ -15,7 +15,7 @@ from planner.memory.multimodal.item import LargestItem, MediaItem
 from planner.memory.multimodal.kwargs import ProcessorKwargs
 from planner.memory.multimodal.patches import PatchRule, most_features, smart_resize
 from planner.memory.multimodal.rule import CHANNELS, MediaRule
-from planner.model.vision_spec import LongestEdge
+from planner.model.vision_spec import LongestEdge, Modality
 
 _HUGE = 9_999_999
 _KIMI_DUMMY = 1024
@@ -77,7 +77,16 @@ class GlmRule(HugeSquareRule, frozen=True):
 
 
 class ErnieRule(HugeSquareRule, frozen=True):
-    """ERNIE 4.5 VL: two frames of a video share their tokens."""
+    """ERNIE 4.5 VL: two frames of a video share their tokens, but each goes through the tower; a patch is of one
+    frame (transformers 5.14.1 models/ernie4_5_vl_moe/image_processing_ernie4_5_vl_moe.py:181)."""
+
+    def _item(self, modality: Modality, frames: int, height: int, width: int) -> MediaItem:
+        item, size = super()._item(modality, frames, height, width), self.rule.patch_size
+        high, wide = height // size, width // size
+        count = frames if modality == "video" else 1
+        patches = count * high * wide
+        values = patches * CHANNELS * size**2
+        return replace(item, patches=patches, sequences=count, input_values=values, grid=(count, high, wide))
 
     def largest_video(
         self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None

@@ -16,7 +16,7 @@ from planner.model.vision_spec import Encoder
 from planner.values import DTYPE_BYTES
 
 TowerStyle = Literal[
-    "qwen2", "qwen2_5", "qwen3", "glm4v", "dots", "plain", "rotated", "minimax", "moonvit", "pixtral",
+    "qwen2", "qwen2_5", "qwen3", "glm4v", "dots", "plain", "rotated", "paddle", "minimax", "moonvit", "pixtral",
     "pixtral_native", "audio"
 ]  # fmt: skip
 _WITHOUT_FLASH = ("pixtral", "pixtral_native", "audio")
@@ -30,6 +30,7 @@ _ROTATIONS: dict[TowerStyle, Literal["none", "joined", "wide", "contiguous", "co
     "pixtral": "joined",
     "minimax": "wide",
     "dots": "wide",
+    "paddle": "wide",
     "glm4v": "contiguous",
     "moonvit": "complex",
     "pixtral_native": "complex",
@@ -65,6 +66,9 @@ def tower_of(
         splits=_splits(config, encoder, items, tp) if flash and config.compute_capability[0] == 9 else 1,
         transposes=style in _WITHOUT_FLASH,
         quantized_inputs=quantized,
+        copied_qkv=style == "dots",
+        float_tables=style in ("dots", "paddle"),
+        keeps_attention=style in ("pixtral", "pixtral_native"),
     )
 
 

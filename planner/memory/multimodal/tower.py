@@ -23,7 +23,9 @@ class Tower(Struct, frozen=True, kw_only=True):
     PyTorch's runs over one sequence after the other, and their outputs are joined (v1/attention/ops/
     vit_attn_wrappers.py:215). `splits`: parts of the keys, each with a float32 output of its own (FlashAttention 3).
     `transposes`: PyTorch's attention over all at once, whose output is copied back to rows. `quantized_inputs`:
-    linears quantize what they read.
+    linears quantize what they read. `copied_qkv`: query, key and value are copied out of the fused projection;
+    `float_tables`: cos and sin are made in float32 in each block; `keeps_attention`: its output lives until the block
+    returns.
     """
 
     hidden: int
@@ -42,6 +44,9 @@ class Tower(Struct, frozen=True, kw_only=True):
     splits: int
     transposes: bool
     quantized_inputs: bool
+    copied_qkv: bool = False
+    float_tables: bool = False
+    keeps_attention: bool = False
 
 
 class TowerRun:
@@ -52,6 +57,7 @@ class TowerRun:
         self.tower = tower
         self.rows = rows
         self.width = tower.heads * tower.head_size
+        self.padded_mask_bytes = 0
 
     def tensor(self, name: str, width: float, rows: int | None = None) -> int:
         """Allocate rows x width elements in the model's dtype."""
@@ -62,16 +68,17 @@ class TowerRun:
         """One transformer block. The tower's loop holds the old hidden states until the block returns; None where
         something else holds them longer still."""
         normed = self.tensor("normalized input", self.tower.hidden)
-        middle = self.attention()
+        middle, attention = self.attention(), None
         self.p.free(normed)
         if not self.tower.fused_residual:
             total = self.tensor("hidden states after attention", self.tower.hidden)
-            self.p.free(middle)
-            middle = total
+            if not self.tower.keeps_attention:
+                self.p.free(middle)
+            middle, attention = total, middle if self.tower.keeps_attention else None
         inner = None if self.tower.fused_residual else self.tensor("normalized MLP input", self.tower.hidden)
         down = self._mlp()
         out = self.tensor("hidden states", self.tower.hidden)
-        self.p.free(down, inner, middle, x)
+        self.p.free(down, inner, middle, attention, x)
         return out
 
     def attention(self) -> int:
@@ -87,8 +94,10 @@ class TowerRun:
         held += self._rotate(rank)
         joins = not (tower.flash or tower.transposes)
         parted = self.tensor("attention output of each sequence", rank) if joins else None
+        padded = self.padded_mask_bytes
+        mask = self.p.alloc("attention mask, padded", constant=padded) if padded else None
         output = self.tensor("attention output", rank)
-        self.p.free(parted)
+        self.p.free(parted, mask)
         if tower.flash:
             self._flash_scratch(tower.heads // tower.tp)
         if tower.transposes:
@@ -111,18 +120,23 @@ class TowerRun:
             self.p.free(*scratch)
             return rotated
         if tower.rotation == "wide":
-            both = [self.tensor("query and key", 2 * rank)]
+            copies = [self.tensor(f"{name} copy", rank) for name in ("query", "key") if tower.copied_qkv]
+            both = [self.tensor("value copy", rank)] if tower.copied_qkv else []
+            both.append(self.tensor("query and key", 2 * rank))
+            if tower.float_tables:
+                table = 4 * self.rows * tower.rotary_size
+                copies += [self.p.alloc(f"{name} in float32", constant=table) for name in ("cos", "sin")]
             wide = 8 * self.rows * rank
-            scratch = [self.p.alloc(f"{name} in float32", constant=wide) for name in ("query and key", "rotated")]
+            copies += [self.p.alloc(f"{name} in float32", constant=wide) for name in ("query and key", "rotated")]
             both.append(self.tensor("rotated query and key", 2 * rank))
-            self.p.free(*scratch)
+            self.p.free(*copies)
             return both
         if tower.rotation == "joined":
             return [self.tensor("query and key", 2 * rank), self.tensor("rotated query and key", 2 * rank)]
-        copies = self.tensor("contiguous query and key", 2 * rank)
+        contiguous = self.tensor("contiguous query and key", 2 * rank)
         value = self.tensor("contiguous value", rank)
         held = [value, self.tensor("query and key", 2 * rank), self.tensor("rotated query and key", 2 * rank)]
-        self.p.free(copies)
+        self.p.free(contiguous)
         return held
 
     def _flash_scratch(self, heads: int) -> None:
