@@ -73,16 +73,19 @@ def mix(**more: Any) -> RequestMix:
     return RequestMix(prompt=TokenLengths(p50=700, p95=2100), output=TokenLengths(p50=150, p95=300), **more)
 
 
-BATCHED = {"max_num_batched_tokens": 4096}
-SIZES = {"max_num_seqs": 64, **BATCHED}
+SIZES = {"max_num_seqs": 64, "max_num_batched_tokens": 4096}
+ONE_SIZE = {**SIZES, "kv_cache_dtype": "auto"}
 QUESTIONS: dict[str, tuple[Any, str, SearchOptions]] = {
     "defaults": (dense, "l4:2@6GiB", asked(safety_margin=0.05)),
     "longest": (dense, "l4:2@5GiB", asked(load={"concurrency": 33}, objective="context", confidence="expected")),
     "most": (dense, "l4:4@6GiB", asked(objective="concurrency", safety_margin=0.2)),
+    "one size": (dense, "l4:1@4GiB", asked({**ONE_SIZE, "enforce_eager": True}, load={"min_model_len": 4096})),
+    "one length": (dense, "l4:2@6GiB", asked({**ONE_SIZE, "max_model_len": 6000}, load={"concurrency": 50})),
+    "at a size": (dense, "l4:1@4GiB", asked({**ONE_SIZE, "max_model_len": -1}, objective="concurrency")),
     "fixed": (dense, "l4:3@8GiB", asked({"max_model_len": 4096, "gpu_memory_utilization": 0.7})),
     "cache by hand": (dense, "l4:1@8GiB", asked({"kv_cache_memory_bytes": 700 << 20, "gpu_memory_utilization": 0.6})),
     "odd heads": (lambda: dense(heads=6, kv_heads=2), "l4:4@6GiB", asked(load={"min_model_len": 9000})),
-    "stages": (lambda: dense(130, 16), "l4:3x2@16GiB", asked({"tensor_parallel_size": 1, **BATCHED})),
+    "stages": (lambda: dense(130, 16), "l4:3x2@16GiB", asked({"tensor_parallel_size": 1, **ONE_SIZE})),
     "deep": (lambda: dense(130, 16), "l4:1x3@16GiB", asked({"enforce_eager": True, **SIZES}, objective="context")),
     "no graphs": (dense, "l4:1@4GiB", asked({**SIZES, "kv_cache_dtype": "fp8"}, vary=("eager", "block-size"))),
     "split experts": (experts, "l4:2@8GiB", asked(SIZES, vary=("expert-parallel", "data-parallel"), max_plans=9)),
@@ -138,6 +141,9 @@ def test_plans_and_what_each_flag_is_worth(name, golden):
 FRONTS = {
     "a card": (dense, "l4:1@4GiB", asked(SIZES)),
     "layouts": (dense, "l4:2@6GiB", asked({"enforce_eager": True, "max_num_seqs": 64, "kv_cache_dtype": "auto"})),
+    "two lengths": (dense, "l4:1@4GiB", asked({**ONE_SIZE, "enforce_eager": True}, load={"min_model_len": 16384})),
+    "stages": (lambda: dense(12), "l4:2@8GiB", asked({**ONE_SIZE, "pipeline_parallel_size": 2, "max_model_len": 8192})),
+    "experts": (experts, "l4:2@8GiB", asked({**ONE_SIZE, "max_model_len": 8192}, vary=("data-parallel",))),
     "lengths": (windowed, "l4:1@4GiB", asked(SIZES, load={"concurrency": 12, "mix": mix()})),
 }
 
