@@ -52,6 +52,7 @@ def build_model(
         supports_pp=architecture.supports_pp,
         pipeline_refusal=architecture.pipeline_refusal,
         refusal=architecture.refusal,
+        full_graph_refusal=architecture.full_graph_refusal,
         supports_encoder_tp_data=architecture.supports_encoder_tp_data,
         num_experts=architecture.num_experts,
         sliding_window=architecture.sliding_window,

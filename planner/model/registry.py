@@ -221,6 +221,7 @@ ARCHITECTURES: dict[str, str] = {
     "Blip2ForConditionalGeneration": "blip2:blip2",
     "PixtralForConditionalGeneration": "mistral_media:pixtral",
     "VoxtralForConditionalGeneration": "mistral_media:voxtral",
+    "VoxtralRealtimeGeneration": "mistral_media:voxtral_realtime",
     "UltravoxModel": "whisper_kin:ultravox",
     "GlmAsrForConditionalGeneration": "whisper_kin:glm_asr",
     "AudioFlamingo3ForConditionalGeneration": "whisper_kin:audio_flamingo3",

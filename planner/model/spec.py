@@ -61,7 +61,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
 
     `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
     `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
-    same. `refusal`: the sentence with which this class fails to be built, whatever the flags.
+    same. `refusal`: the sentence with which this class fails to be built, whatever the flags; `full_graph_refusal`: that
+    with which it does where whole batches are captured.
     `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
     `language_class`: the class of the language model that a multimodal class builds; empty where it writes its own.
     `draft`: the head that drafts for it in speculative decoding, its modules among the model's.
@@ -83,6 +84,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
     supports_pp: bool = True
     pipeline_refusal: str | None = None
     refusal: str | None = None
+    full_graph_refusal: str | None = None
     supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None

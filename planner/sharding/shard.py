@@ -26,6 +26,8 @@ def shard(model: ModelSpec, config: EngineConfig, pp_rank: int = 0) -> RankShare
         raise reject("parallelism", model.pipeline_refusal)
     if model.refusal is not None:
         raise reject("flag", model.refusal)
+    if model.full_graph_refusal is not None and "FULL" in config.cudagraph_mode:
+        raise reject("flag", model.full_graph_refusal)
     layers = layer_range(model.text.num_hidden_layers, pp_rank, config)
     builder = _built(model, config, pp_rank, model.modules)
     return RankShare(

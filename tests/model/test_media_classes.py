@@ -73,6 +73,16 @@ def test_voxtral_s_positions_are_float32_and_its_tower_goes_with_its_limit() -> 
     assert within(without, "whisper_encoder") == within(without, "audio_language_adapter") == 0
 
 
+def test_voxtral_realtime_is_built_without_full_graphs_only() -> None:
+    model = model_of("voxtralrt")
+    with pytest.raises(Rejected) as refused:
+        share(model)
+    sentence = "Voxtral realtime doesn't support full cudagraphs yet. Please use PIECEWISE."
+    assert refused.value.rejection.message == sentence
+    caches = {(layer.num_kv_heads, layer.window) for layer in share(model, enforce_eager=True).kv_layers}
+    assert caches == {(4, 4096), (8 * 4, 750 // 4 + 2)}
+
+
 def test_nemotron_s_encoders_go_together() -> None:
     model = model_of("nemotronomni")
     some = share(model, limit_mm_per_prompt='{"image": 0, "video": 0}', skip_mm_profiling=True)

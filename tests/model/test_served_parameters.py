@@ -49,6 +49,7 @@ def assessed(row: dict[str, str]) -> Assessment:
         kv_cache_memory_bytes=CACHE_BYTES,
         trust_remote_code=True,
         skip_mm_profiling=row.get("flags") == "--skip-mm-profiling",
+        enforce_eager=row.get("flags") == "--enforce-eager",
     )
     return assess(model, parse_gpus(f"h200:{tp * pp}"), args, "0.26.0")
 

@@ -44,6 +44,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
     supports_pp: bool = True
     pipeline_refusal: str | None = None
     refusal: str | None = None
+    full_graph_refusal: str | None = None
     supports_encoder_tp_data: bool = False
     num_experts: int = 0
     sliding_window: int | None = None

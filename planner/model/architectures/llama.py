@@ -8,17 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from planner.model.architectures.assemble import LLAMA_NAMES, SLIDING, Names, Windows, assemble, window_in_use
 from planner.model.architectures.blocks import (
     LLAMA_FUSED,
     Architecture,
     gated_mlp,
+    plain_mlp,
     read_heads,
     self_attention,
     text_dims,
 )
 from planner.model.config_view import ConfigView
-from planner.model.modules import Module
+from planner.model.modules import Linear, Module
 from planner.model.rope import rope_parameters
 from planner.values import reject
 
@@ -33,9 +36,18 @@ def llama(config: ConfigView, prefix: str = "") -> Architecture:
 
 
 def mistral(config: ConfigView, prefix: str = "") -> Architecture:
-    """MistralForCausalLM: Llama unless the layers are conditioned on time (Voxtral's realtime decoder)."""
-    config.require("ada_rms_norm_t_cond", (False,), False)
-    return llama(config, prefix)
+    """MistralForCausalLM: Llama; where the layers are conditioned on time, two unquantized linears in each
+    (mistral.py:161)."""
+    built = llama(config, prefix)
+    if not config.flag("ada_rms_norm_t_cond"):
+        return built
+    hidden, inner = built.text.hidden_size, config.size("ada_rms_norm_t_cond_dim")
+    conditions: list[Module] = []
+    for layer in range(built.text.num_hidden_layers):
+        at = f"{prefix}model.layers.{layer}.ada_rms_norm_t_cond"
+        parts = plain_mlp(at, layer, hidden, inner, names=("0", "2"), bias=False)
+        conditions += [replace(part, quantizable=False) for part in parts if isinstance(part, Linear)]
+    return replace(built, modules=(*built.modules, *conditions))
 
 
 def phi3(config: ConfigView, prefix: str = "") -> Architecture:

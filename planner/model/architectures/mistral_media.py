@@ -23,7 +23,8 @@ from planner.model.architectures.vision_blocks import (
 )
 from planner.model.architectures.vit import encoder_of
 from planner.model.config_view import ConfigView
-from planner.model.modules import Linear, Module, Parameter, QKVLinear
+from planner.model.modules import Attention, Buffer, Linear, Module, Parameter, QKVLinear
+from planner.model.rope import rotary_cache
 from planner.model.vision_spec import LongestEdge, VisionSpec
 
 _PIXTRAL_PREFIXES = (
@@ -34,6 +35,8 @@ _PIXTRAL_PREFIXES = (
 _NO_STAGES = (
     "Pipeline parallelism is not supported for this model. Supported models implement the `SupportsPP` interface."
 )
+_NO_FULL_GRAPHS = "Voxtral realtime doesn't support full cudagraphs yet. Please use PIECEWISE."
+_ROTATION = {"rope_type": "default", "rope_theta": 1e6}
 _SOUNDS = 5
 _POSITIONS = 1500
 
@@ -112,6 +115,60 @@ def voxtral(config: ConfigView) -> Architecture:
     spec = VisionSpec(family="Voxtral", modalities=("audio",), limits=(("audio", _SOUNDS),))
     tower = as_tower(modules, "audio_tower")
     return multimodal(text, (), after=tower, vision=spec, pipeline_refusal=_NO_STAGES)
+
+
+def voxtral_realtime(config: ConfigView) -> Architecture:
+    """VoxtralRealtimeGeneration: the encoder attends as a decoder does, to a window, and has caches of its own.
+
+    One block of its cache holds block_pool_size tokens of sound for each token of text (whisper_causal.py:336).
+    """
+    audio = config.section("audio_config")
+    if config.data.get("quantization_config") is not None:
+        raise UnsupportedError("quantization_config", "quantized checkpoints of Voxtral are not supported")
+    audio.require("pos_embed", ("rope",))
+    text = language_model(_part(config))
+    width, output = audio.size("d_model"), text.text.hidden_size
+    position = audio.size("block_pool_size") * text.text.max_position_embeddings
+    modules = _causal_whisper(audio, "whisper_encoder.whisper_encoder", width, position)
+    modules += weight("audio_language_adapter.w_in", output, width * audio.size("downsample_factor"))
+    modules += weight("audio_language_adapter.w_out", output, output)
+    time = Buffer(name="time_embedding.inv_freq", shape=(output // 2,), dtype="float32")
+    spec = VisionSpec(family="VoxtralRealtime", modalities=("audio",), limits=(("audio", _SOUNDS),))
+    after = [*as_tower(modules, "audio_tower"), time]
+    whole = multimodal(text, (), after=after, vision=spec, pipeline_refusal=_NO_STAGES)
+    return replace(whole, full_graph_refusal=_NO_FULL_GRAPHS)
+
+
+def _causal_whisper(audio: ConfigView, prefix: str, width: int, position: int) -> list[Module]:
+    heads, size, pool = (
+        audio.size("encoder_attention_heads"),
+        audio.size("encoder_head_dim"),
+        audio.size("block_pool_size"),
+    )
+    window = -(-audio.size("sliding_window") // pool) + 1
+    modules = weight(f"{prefix}.conv1", width, audio.size("num_mel_bins"), 3, bias=True)
+    modules += weight(f"{prefix}.conv2", width, width, 3, bias=True)
+    for layer in range(audio.layers("encoder_layers")):
+        at = f"{prefix}.layers.{layer}"
+        up, down = gated_mlp(f"{at}.layers.mlp", "every", width, audio.size("encoder_ffn_dim"))
+        modules += [
+            fused_qkv(f"{at}.layers.self_attn.qkv_proj", width, heads, size),
+            row(f"{at}.layers.self_attn.out_proj", heads * size, width),
+            rotary_cache(f"{at}.layers.self_attn.rotary_emb", size, position, _ROTATION, interleaved=True),
+            Attention(
+                name=f"{at}.layers.self_attn.attn",
+                kind="sliding_window",
+                num_heads=heads,
+                num_kv_heads=heads * pool,
+                head_size=size,
+                window=window,
+            ),
+            *norm(f"{at}.self_attn_layer_norm", width, "every"),
+            up,
+            replace(down, bias=True) if isinstance(down, Linear) else down,
+            *norm(f"{at}.final_layer_norm", width, "every"),
+        ]
+    return [*modules, *norm(f"{prefix}.layer_norm", width, "every")]
 
 
 def _whisper(audio: ConfigView, prefix: str, width: int) -> list[Module]:
