@@ -61,7 +61,7 @@ class ModelSpec(Struct, frozen=True, kw_only=True):
 
     `supports_pp`: the class implements SupportsPP. `is_hybrid`: it mixes attention with recurrent layers.
     `pipeline_refusal`: the sentence with which a class that implements SupportsPP refuses pipeline parallelism all the
-    same. `refusal`: the sentence with which this class fails to be built, whatever the flags; `full_graph_refusal`: that
+    same. `refusal`: that with which this class fails to be built, whatever the flags; `full_graph_refusal`: that
     with which it does where whole batches are captured.
     `supports_encoder_tp_data`: without it vLLM falls back to `--mm-encoder-tp-mode weights` (config/model.py:703).
     `language_class`: the class of the language model that a multimodal class builds; empty where it writes its own.
