@@ -422,7 +422,7 @@ def _post_process(
                 load.allocate(tensor.size_bytes)
         for tensor in old:
             if tensor not in new:
-                index = max(index for index, (other, _) in enumerate(own) if other == tensor)
+                index = next(index for index, (other, _) in enumerate(own) if other == tensor)
                 load.free(own.pop(index)[1])
 
 

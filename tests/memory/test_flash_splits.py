@@ -48,6 +48,15 @@ def test_parts_are_those_of_the_heuristic(heads: int, size: int, longest: int, s
     assert flash_splits(heads, size, longest, sequences, sms) == parts(heads, size, longest, sequences, sms)
 
 
+@pytest.mark.parametrize("size", sorted(TILES))
+def test_parts_at_the_edges_of_blocks(size: int) -> None:
+    edges = {unit * count + more for unit in {*TILES[size], 128, 192} for count in range(1, 24) for more in (0, 1)}
+    for longest in sorted(edges):
+        for heads in (1, 2, 5, 16):
+            assert flash_splits(heads, size, longest, 1, 132) == parts(heads, size, longest, 1, 132)
+            assert flash_splits(heads, size, longest, 1, 20) == parts(heads, size, longest, 1, 20)
+
+
 @pytest.mark.parametrize(
     ("heads", "size", "longest", "found"),
     [

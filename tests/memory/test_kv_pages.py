@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from kv_cases import engine
 
 from planner.errors import UnsupportedError
-from planner.memory.kv_groups import LayerGroup
+from planner.memory.kv_groups import LayerGroup, group_layers
 from planner.memory.kv_pages import (
     SMALLEST_KERNEL_BLOCK,
     CacheSpec,
@@ -16,6 +17,7 @@ from planner.memory.kv_pages import (
     smallest_kernel_block,
     turboquant_slot_bytes,
 )
+from planner.memory.kv_pool import build_pool
 from planner.sharding.rank import LayerKVSpec
 
 BLOCKS = {
@@ -146,3 +148,44 @@ def test_layers_of_the_most_frequent_page() -> None:
     assert group.tuples == 2
     assert group.page_size_bytes == 2 * spec().page_size_bytes + spec(head_size=64).page_size_bytes
     assert LayerGroup({"a": spec(), "b": spec()}).page_size_bytes == spec().page_size_bytes
+
+
+@pytest.mark.parametrize(
+    ("windowed", "kept"),
+    [
+        ({"kind": "sliding_window", "cache_dtype": "fp8"}, {"kind": "full_attention", "cache_dtype": "fp8"}),
+        ({"kind": "chunked_local_attention", "cache_dtype": "fp8"}, {"kind": "full_attention"}),
+        ({"kind": "sliding_window_mla"}, {"kind": "mla_attention"}),
+    ],
+)
+def test_windows_are_kept_in_full_without_the_hybrid_manager(windowed: dict[str, Any], kept: dict[str, Any]) -> None:
+    """kv_cache_utils.py:1429: the window goes, the stride mark too, and a chunk's scheme."""
+    latent = windowed["kind"] == "sliding_window_mla"
+    full = spec(kind="mla_attention" if latent else "full_attention", block_size=64 if latent else 16)
+    window = spec(**windowed, window=100, strided_pages=True)
+    (group,) = group_layers({"a": full, "w": window}, hybrid_manager=False)
+    assert group.specs == {"a": full, "w": spec(**kept, block_size=full.block_size)}
+    apart = group_layers({"a": full, "w": window}, hybrid_manager=True)
+    assert sorted(name for group in apart for name in group.specs) == ["a", "w"]
+    assert len(apart) == 2
+
+
+def test_windows_alone_stay_windows() -> None:
+    windows = {"a": spec(kind="sliding_window", window=100), "b": spec(kind="sliding_window", window=100)}
+    assert [group.specs for group in group_layers(windows, hybrid_manager=False)] == [windows]
+    assert group_layers({}, hybrid_manager=False) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "token_bytes"),
+    [
+        (({"kind": "sliding_window", "window": 64},), 2 * 4 * 128 * 2),
+        (({"kind": "cross_attention"},), 0),
+        (({"kind": "cross_attention"}, {"kind": "sliding_window", "window": 64}), 2 * 4 * 128 * 2),
+        (({}, {"kind": "sliding_window", "window": 64}), 2 * 4 * 128 * 2),
+        (({"kind": "mamba", "state_shapes": ((4096,),), "state_dtypes": ("uint8",)},), 0),
+    ],
+)
+def test_a_token_costs_what_grows_without_end(layers: tuple[dict[str, Any], ...], token_bytes: int) -> None:
+    stage = tuple(layer(layer_name=f"{place}", **one) for place, one in enumerate(layers))
+    assert build_pool([stage], engine()).bytes_per_token == token_bytes

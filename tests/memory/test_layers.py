@@ -56,6 +56,7 @@ def test_rows_of_latent_context(length: int, seqs: int, block: int, rows: int) -
         (BOOT + "dsv2-lite-l4", {"attention_backend": "FLASH_ATTN_MLA", "tensor_parallel_size": 4}, 4 * 512),
         ("XiaomiMiMo__MiMo-V2-Flash", {}, 64 * 128),
         ("Qwen__Qwen3-VL-8B-Instruct", {}, 32 * 128),
+        ("made__gemma4-31b", {}, 32 * 512),  # layers of 256 and of 512
     ],
 )
 def test_split_outputs_are_32_in_float32(source: str, changes: dict[str, Any], width: int) -> None:

@@ -67,8 +67,13 @@ def test_a_cache_of_one_block_still_warms_up() -> None:
     """vLLM leaves block 0 alone and takes one request at least (v1/worker/gpu/warmup.py)."""
     found = {blocks: Boot(*set_up(BOOT + "q25-7b-l4", **EAGER)).finish([], (16,), blocks) for blocks in (0, 1, 2, 3)}
     assert found[0] == found[1] == found[2] != found[3]
+    one = Boot(*set_up(BOOT + "q25-7b-l4", **EAGER))
+    one.finish([], (16,), 1)
+    assert "FlashInfer top-k state" in one._kept
     sizes: dict[str, Any] = {"max_num_batched_tokens": 1, "max_num_seqs": 1, "max_model_len": 1}
-    assert Boot(*set_up(BOOT + "q25-7b-l4", **EAGER, **sizes)).finish([], (16,), 3) > 0
+    none = Boot(*set_up(BOOT + "q25-7b-l4", **EAGER, **sizes))
+    none.finish([], (16,), 3)
+    assert "FlashInfer top-k state" not in none._kept
 
 
 @pytest.mark.parametrize(
