@@ -6,8 +6,8 @@ import pytest
 from layers import Shapes, created, experts, linear, loaded
 from quantized_cases import card
 
+from planner.sharding.quantization import fp8, fp8_moe, mxfp4, mxfp8, online
 from planner.sharding.quantization import fp8_kernels as kernels
-from planner.sharding.quantization import fp8_moe, mxfp4, mxfp8, online
 from planner.sharding.quantization.base import Storage, Stored
 from planner.sharding.quantization.nvfp4 import MODELOPT, Nvfp4
 from planner.values import Rejected
@@ -78,6 +78,14 @@ class TestFp8Experts:
         assert (tensors["w13_bias"], tensors["w2_bias"]) == (((4, 176), "bfloat16"), ((4, 256), "bfloat16"))
         tensors = kept("channel", 90)
         assert (tensors["w13_scale"], tensors["w2_scale"]) == (((4, 176, 1), "float32"), ((4, 256, 1), "float32"))
+
+    def test_a_checkpoints_blocks_have_two_sides(self) -> None:
+        """fp8.py: begun blocks count; a static scheme has an input scale for each fused part instead."""
+        scheme = fp8.Fp8Checkpoint(card(90), False, (64, 256))
+        assert created(scheme.linear(linear(520, 320)))["weight_scale_inv"] == ((5, 3), "float32")
+        static = fp8.Fp8Checkpoint(card(90), True, None).linear(linear(512, 64, 32))
+        assert created(static)["input_scale"] == created(static)["weight_scale"] == ((2,), "float32")
+        assert created(fp8.Fp8Checkpoint(card(90), True, None).moe(experts()))["w2_input_scale"] == ((4,), "float32")
 
     def test_deep_gemm_packs_exponents_on_the_smaller_blackwell(self) -> None:
         """Four exponents of 128 inputs to an int32, rows in fours."""
@@ -364,6 +372,17 @@ class TestWhileLoading:
         assert loaded(taken.linear(linear(256, 64)))["weight_scale"] == ((64, 1), "float32")
         assert loaded(taken.moe(experts()))["w13_weight_scale"] == ((4, 256, 1), "float32")
         assert online.OnlineFp8(card(80), "tensor").moe(experts()).created
+
+    def test_tensors_have_one_scale_and_no_input_scale(self) -> None:
+        """A 16-bit checkpoint has no input scales to load."""
+        scheme = online.OnlineFp8(card(90), "tensor")
+        assert loaded(scheme.moe(experts())) == {
+            "w13_weight": ((4, 256, 256), "float8_e4m3fn"),
+            "w2_weight": ((4, 256, 128), "float8_e4m3fn"),
+            "w13_weight_scale": ((4,), "float32"),
+            "w2_weight_scale": ((4,), "float32"),
+        }
+        assert loaded(scheme.linear(linear(64, 32)))["weight_scale"] == ((), "float32")
 
     def test_blocks_round_up(self) -> None:
         scheme = online.OnlineFp8(card(90), "block")

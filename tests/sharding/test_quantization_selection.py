@@ -130,6 +130,7 @@ class TestAutoRound:
         section = {**self.SECTION, "group_size": 32}
         assert "w13_qweight" in created(of(inc, section).scheme(EXPERTS).moe(shard))
         assert created(of(inc, section).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 192, 128), "uint8")
+        assert created(of(inc, section).scheme(EXPERTS).moe(shard))["w13_g_idx"] == ((0,), "int32")
         packed = {**section, "packing_format": "auto_round:auto_awq", "sym": False}
         assert created(of(inc, packed).scheme(EXPERTS).moe(shard))["w13_qweight"] == ((4, 192, 128), "uint8")
         awq_section = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
@@ -176,6 +177,15 @@ class TestGptq:
         assert self.selector(dynamic={"-:.*mlp": {}, **rules}).scheme(DOWN) is UNQUANTIZED
         with pytest.raises(InputError, match="dynamic must map patterns to objects"):
             self.selector(dynamic={"a": 1})
+
+    def test_experts_keep_their_indices_whole_only_under_an_order(self) -> None:
+        """auto_gptq.py AutoGPTQMoEMethod: w2's scales are those of all ranks where inputs are ordered."""
+        shard = experts(full_intermediate_size=256)
+        for ordered, size, rows in ((False, 0, 1), (True, 128, 2)):
+            stored = self.selector(desc_act=ordered).scheme(EXPERTS).moe(shard)
+            assert loaded(stored)["w2_g_idx"] == loaded(stored)["w2_g_idx_sort_indices"] == ((4, size), "int32")
+            assert created(stored)["w2_g_idx"] == ((4, 128), "int32")
+            assert created(stored)["w2_scales"] == loaded(stored)["w2_scales"] == ((4, rows, 256), "bfloat16")
 
     def test_an_order_within_one_group_is_none(self) -> None:
         assert self.selector(desc_act=True).scheme(DOWN).desc_act

@@ -86,8 +86,7 @@ class Fp8(Struct, frozen=True):
         weight = Stored("weight", (n, k), "float8_e4m3fn")
         if self.weights.block is not None:
             kernels.validate_block_shape(shard, self.weights.block, fused_may_differ=False)
-            block_n, block_k = self.weights.block
-            scale = Stored("weight_scale", (-(-n // block_n), -(-k // block_k)), "float32")
+            scale = kernels.block_scale("weight_scale", shard, self.weights.block)
         else:
             shape = (n, 1) if self.weights.strategy == "channel" else (parts,)
             scale = Stored("weight_scale", shape, "float32")

@@ -32,13 +32,11 @@ class Wna16Experts(Struct, frozen=True):
         on_marlin = marlin.supports_moe(shard, weights.group_size or -1, padding=not weights.act_order)
         if weights.act_order and weights.strategy == "group" and not on_marlin:
             raise reject("quantization_capability", "WNA16MoE is not supported with actorder=group/dynamic.")
-        full_rows = weights.act_order and group != -1
-        if group != -1:
-            self._check_groups(shard, group, full_rows=full_rows, on_marlin=on_marlin)
+        self._check_groups(shard, group, full_rows=weights.act_order, on_marlin=on_marlin)
         experts, hidden, inner = shard.num_local_experts, shard.hidden_size, shard.intermediate_size
         rows, pack = shard.w13_rows, 32 // bits
         groups13 = 1 if group == -1 else hidden // group
-        groups2 = 1 if group == -1 else (shard.full_intermediate_size if full_rows else inner) // group
+        groups2 = 1 if group == -1 else (shard.full_intermediate_size if weights.act_order else inner) // group
         shapes = tuple(Stored(f"{name}_weight_shape", (experts, 2), self.context.dtype) for name in ("w2", "w13"))
         zeros = () if weights.symmetric else (
             Stored("w13_weight_zero_point", (experts, groups13, rows // pack), "int32"),
@@ -60,7 +58,7 @@ class Wna16Experts(Struct, frozen=True):
             return Storage(created)
         loaded = marlin_experts(
             shard, bits=bits, group_size=group, act_order=weights.act_order, g_idx=True,
-            names=_NAMES, full_scale_rows=full_rows, shards=rows // inner,
+            names=_NAMES, full_scale_rows=weights.act_order, shards=rows // inner,
             zero_points=not weights.symmetric,
         )  # fmt: skip
         return Storage(created, (*loaded, *shapes, marlin.workspace(self.context, 4)))
@@ -78,6 +76,7 @@ class Wna16Experts(Struct, frozen=True):
         )
 
     def _check_groups(self, shard: MoEShard, group: int, *, full_rows: bool, on_marlin: bool) -> None:
+        """Whole groups; one group for all inputs, -1, divides any size."""
         kind = "CompressedTensors WNA16 Marlin MoE" if on_marlin else "CompressedTensors WNA16 MoE"
         if shard.hidden_size % group:
             raise reject(

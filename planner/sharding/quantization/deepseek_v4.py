@@ -30,12 +30,11 @@ class ExponentBlocks(Struct, frozen=True):
 
     def linear(self, shard: LinearShard) -> Storage:
         kernels.validate_block_shape(shard, self.block, fused_may_differ=True)
-        shape = (-(-shard.output_size // self.block[0]), -(-shard.input_size // self.block[1]))
+        scale = kernels.block_scale("weight_scale_inv", shard, self.block, "float8_e8m0fnu")
         weight = Stored("weight", (shard.output_size, shard.input_size), "float8_e4m3fn")
-        created = (weight, Stored("weight_scale_inv", shape, "float8_e8m0fnu"))
-        on_deep_gemm = kernels.uses_deep_gemm(shard, self.context)
-        scale = Stored("weight_scale_inv", shape, "float32" if on_deep_gemm else "float8_e8m0fnu")
-        return Storage(created, *kernels.block_after_load(shard, self.context, self.block, scale))
+        read = kernels.block_scale("weight_scale_inv", shard, self.block)
+        loaded = read if kernels.uses_deep_gemm(shard, self.context) else scale
+        return Storage((weight, scale), *kernels.block_after_load(shard, self.context, self.block, loaded))
 
     def moe(self, shard: MoEShard) -> Storage:
         raise AssertionError("experts have schemes of their own")

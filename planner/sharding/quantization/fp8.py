@@ -31,7 +31,7 @@ class Fp8Checkpoint(Struct, frozen=True):
         weight = Stored("weight", (shard.output_size, shard.input_size), "float8_e4m3fn")
         if self.block is not None:
             kernels.validate_block_shape(shard, self.block, fused_may_differ=True)
-            scale = block_scale("weight_scale_inv", shard, self.block)
+            scale = kernels.block_scale("weight_scale_inv", shard, self.block)
             return Storage((weight, scale), *kernels.block_after_load(shard, self.context, self.block, scale))
         parts = len(shard.output_sizes)
         created = [weight, Stored("weight_scale", (parts,), "float32")]
@@ -51,10 +51,6 @@ class Fp8Checkpoint(Struct, frozen=True):
             shard, created, strategy, self.context, static=self.static, suffix=suffix, block=block
         )
         return Storage(created, loaded)
-
-
-def block_scale(name: str, shard: LinearShard, block: tuple[int, int]) -> Stored:
-    return Stored(name, (-(-shard.output_size // block[0]), -(-shard.input_size // block[1])), "float32")
 
 
 class Fp8Selector(BaseSelector):

@@ -11,7 +11,7 @@ from planner.sharding.quantization import marlin
 from planner.sharding.quantization.base import LinearShard, MoEShard, Stored
 from planner.sharding.quantization.context import Context
 from planner.sharding.quantization.marlin import padded_nk, round_up
-from planner.values import reject
+from planner.values import DType, reject
 
 Loaded = tuple[tuple[Stored, ...], int | None]
 
@@ -58,6 +58,11 @@ def block_after_load(
     return (weight, scale, *extra), None
 
 
+def block_scale(name: str, shard: LinearShard, block: tuple[int, int], dtype: DType = "float32") -> Stored:
+    """One scale for each begun block."""
+    return Stored(name, (-(-shard.output_size // block[0]), -(-shard.input_size // block[1])), dtype)
+
+
 def packs_scales(context: Context) -> bool:
     """Whether DeepGEMM turns fp32 block scales into packed UE8M0 (utils/deep_gemm.py, DeepGEMM's layout.hpp)."""
     enabled = context.env.get("VLLM_USE_DEEP_GEMM", "1") != "0"
@@ -67,7 +72,7 @@ def packs_scales(context: Context) -> bool:
 
 def packed_scale(name: str, leading: tuple[int, ...], n: int, k: int) -> Stored:
     """UE8M0 exponents, four to an int32, one column for each 512 inputs, rows aligned to 16 bytes."""
-    return Stored(name, (*leading, round_up(n, 4), round_up(k, 512) // 512), "int32")
+    return Stored(name, (*leading, round_up(n, 4), -(-k // 512)), "int32")
 
 
 def marlin_after_load(

@@ -21,7 +21,7 @@ from planner.values import reject
 
 _VISION = ("vision_tower", "vision_model", "vit_large_projector")
 _FUSED_FALLBACK = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-_BLOCK = (128, 128)
+_BLOCK = 128
 
 
 class ModelOptFp8(Struct, frozen=True):
@@ -41,13 +41,13 @@ class ModelOptFp8(Struct, frozen=True):
             scale = Stored("weight_scale", (n,), "float32")
             return Storage((weight, scale), *kernels.channel_after_load(shard, self.context))
         for side, size in (("out", n), ("in", k)):
-            if size % _BLOCK[0]:
+            if size % _BLOCK:
                 raise reject(
                     "quantization_alignment",
-                    f"ModelOpt FP8_PB_WO requires {side}_features divisible by {_BLOCK[0]}, got {size}.",
+                    f"ModelOpt FP8_PB_WO requires {side}_features divisible by {_BLOCK}, got {size}.",
                 )
-        scale = Stored("weight_scale", (n // _BLOCK[0], 1, k // _BLOCK[1], 1), "float32")
-        loaded = Stored("weight_scale", (n // _BLOCK[0], k // _BLOCK[1]), "float32")
+        scale = Stored("weight_scale", (n // _BLOCK, 1, k // _BLOCK, 1), "float32")
+        loaded = Stored("weight_scale", (n // _BLOCK, k // _BLOCK), "float32")
         return Storage((weight, scale), (weight, loaded))
 
     def moe(self, shard: MoEShard) -> Storage:

@@ -42,7 +42,7 @@ class OnlineFp8(Struct, frozen=True):
                     "is W8A16 weight-only. Requires SM89+ for Cutlass FP8 or ROCm MI3xx for rowwise scaled_mm.",
                 )
             return Storage(created, *kernels.channel_after_load(shard, self.context))
-        scale = Stored("weight_scale_inv", (-(-shard.output_size // 128), -(-shard.input_size // 128)), "float32")
+        scale = kernels.block_scale("weight_scale_inv", shard, _BLOCK)
         return Storage(created, *kernels.block_after_load(shard, self.context, _BLOCK, scale))
 
     def moe(self, shard: MoEShard) -> Storage:

@@ -26,7 +26,10 @@ _MACHETE_BLOCK = (64, 128)
 
 
 class Problem(Struct, frozen=True, kw_only=True):
-    """vLLM's MPLinearLayerConfig: k inputs (full_k before the split), n outputs, one rank's."""
+    """vLLM's MPLinearLayerConfig: k inputs (full_k before the split), n outputs, one rank's.
+
+    `group_size` -1: one group for all inputs (any k is a multiple of it).
+    """
 
     k: int
     full_k: int
@@ -148,21 +151,19 @@ def _exllama(problem: Problem, context: Context) -> bool:
 
 
 def _triton(problem: Problem, context: Context) -> bool:
-    group = problem.k if problem.group_size == -1 else problem.group_size
     return (
         problem.weight_type in ("uint4b8", "uint4")
         and problem.dtype in ("float16", "bfloat16")
         and problem.n % 8 == 0
         and not problem.has_g_idx
         and (problem.group_size in _TRITON_GROUPS or problem.group_size == problem.full_k)
-        and problem.k % group == 0
+        and problem.k % problem.group_size == 0
     )
 
 
 def _humming(problem: Problem, context: Context) -> bool:
     """Takes any width from 2 to 8 bits; groups that straddle the split fail its own checks while loading."""
-    whole = problem.group_size == -1 or problem.k % problem.group_size == 0
-    return context.capability >= 75 and not problem.has_g_idx and whole
+    return context.capability >= 75 and not problem.has_g_idx and problem.k % problem.group_size == 0
 
 
 def _after_marlin(
