@@ -1,7 +1,8 @@
 """The out-of-memory ladder: the cheapest sequence of changes that lets a failing launch start, each with its bytes.
 
 Every step is judged by the ledgers themselves. The sequence is the least in this sense: none that stops on an earlier
-rung (planner.search.rungs) starts, no step of it can be left out, and none can be milder.
+rung (planner.search.rungs) starts, no step of it can be left out, and none can be milder, but for what the allocator
+retains more or less under another utilization.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from msgspec import Struct
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import Assessment
-from planner.memory.intervals import Confidence
+from planner.memory.intervals import CERTAIN, Confidence
 from planner.memory.kv_capacity import blocks_for_request
 from planner.model.spec import ModelSpec
 from planner.search.rungs import CACHE_SIZES, Change, Rung, rungs, shorter
@@ -58,6 +59,19 @@ class Ladder(Struct, frozen=True):
     gpus: GpuPool
 
 
+class _Need(Struct, frozen=True):
+    """Bytes that one stage's rank needs: the requests' `cache`; what the engine counts beside it, and the `margin` of
+    that; what the `device` holds beside the cache, the encoder's run-time peak among it; the CUDA `context`; and the
+    height of the `profile` run. At the unfavourable ends of their intervals, or expected ones."""
+
+    cache: int
+    non_kv: int
+    margin: int
+    device: int
+    context: int
+    profile: int
+
+
 class _State(Struct, frozen=True):
     """A launch with changes made."""
 
@@ -86,7 +100,7 @@ def climb(
     before = climber.assess(start)
     if before.config is None:
         return Ladder(before, None, (), None, args, None, gpus)
-    lacking = max(0, -_room(before, concurrency))
+    lacking = max(0, -_room(before, concurrency, confidence))
     if climber.fine(before):
         return Ladder(before, 0, (), before, args, None, gpus)
     ladder = rungs(model, gpus, args, before.config, frozenset(given), tuple(checkpoints) if load else ())
@@ -128,7 +142,7 @@ class _Climber:
 
     def room(self, state: _State) -> int | None:
         found = self.assess(state)
-        return None if not found.terms else _room(found, self.concurrency)
+        return None if not found.terms else _room(found, self.concurrency, self.confidence)
 
     def fine(self, found: Assessment) -> bool:
         """It starts, a full media batch fits the device, and the cache holds the requests asked for."""
@@ -146,9 +160,11 @@ class _Climber:
         for _ in range(4):
             if self.fine(found):
                 return state
-            if not found.terms or _room(found, self.concurrency) < 0 or state.args.kv_cache_memory_bytes is not None:
+            if not found.terms or state.args.kv_cache_memory_bytes is not None:
                 return None
-            utilization = _utilization(found, self.concurrency)
+            if _room(found, self.concurrency, self.confidence) < 0:
+                return None
+            utilization = _utilization(found, self.concurrency, self.confidence)
             if utilization is None or utilization == state.args.gpu_memory_utilization:
                 return None
             args = state.args.model_copy(update={"gpu_memory_utilization": utilization})
@@ -281,9 +297,8 @@ def _length_of(change: Change) -> int:
     return value
 
 
-def _needs(found: Assessment, concurrency: int) -> list[tuple[int, int, int]]:
-    """For each stage: bytes of the requests' cache, of the engine beside it, and of the device beside it, each at the
-    unfavourable end of its interval, the encoder's run-time peak among the device's."""
+def _needs(found: Assessment, concurrency: int, confidence: Confidence) -> list[_Need]:
+    """What each stage needs. PyTorch gives back what it retains before the device runs out of memory."""
     assert found.config is not None
     assert found.deployment is not None
     assert found.estimate.per_gpu is not None
@@ -292,19 +307,22 @@ def _needs(found: Assessment, concurrency: int) -> list[tuple[int, int, int]]:
     blocks = int(blocks_for_request(pool, length, config.max_num_batched_tokens)) * concurrency + (concurrency > 1)
     rows = []
     for term, stage in zip(found.terms, pool.stages, strict=True):
-        retained = max(0, gpu.allocator_retained_bytes - int(term.spreads.device.up))
-        device = term.device_bytes_beside_cache + int(term.spreads.device.up) + retained
+        spread = CERTAIN if confidence == "expected" else term.spreads
+        held = term.device_bytes_beside_cache + max(int(spread.device.up), gpu.allocator_retained_bytes)
         rows.append(
-            (
-                blocks * stage.bytes_per_needed_block,
-                term.non_kv_bytes + int(term.spreads.engine.up),
-                device + term.encoder_runtime_peak_bytes,
+            _Need(
+                cache=blocks * stage.bytes_per_needed_block,
+                non_kv=term.non_kv_bytes,
+                margin=int(spread.engine.up),
+                device=held + term.encoder_runtime_peak_bytes,
+                context=term.cuda_context_bytes + int(spread.context.up),
+                profile=term.profile_peak_bytes + int(spread.profile.up),
             )
         )
     return rows
 
 
-def _room(found: Assessment, concurrency: int) -> int:
+def _room(found: Assessment, concurrency: int, confidence: Confidence) -> int:
     """Bytes that the fullest GPU has to spare under the best utilization; below zero, what it lacks.
 
     The utilization that leaves the cache enough of a high use leaves it more of the expected one.
@@ -312,24 +330,21 @@ def _room(found: Assessment, concurrency: int) -> int:
     assert found.deployment is not None
     total = found.deployment.gpus.gpu.total_memory_bytes
     rooms = []
-    for term, (cache, engine, device) in zip(found.terms, _needs(found, concurrency), strict=True):
-        context = term.cuda_context_bytes + int(term.spreads.context.up)
-        rooms.append(total - context - engine - cache)
-        rooms.append(total - device - cache - (engine - term.non_kv_bytes))
-        rooms.append(total - term.profile_peak_bytes - int(term.spreads.profile.up))
+    for need in _needs(found, concurrency, confidence):
+        rooms.append(total - need.context - need.non_kv - need.margin - need.cache)
+        rooms.append(total - need.device - need.cache - need.margin)
+        rooms.append(total - need.profile)
     return min(rooms)
 
 
-def _utilization(found: Assessment, concurrency: int) -> float | None:
+def _utilization(found: Assessment, concurrency: int, confidence: Confidence) -> float | None:
     """The utilization nearest to the launch's own that leaves the cache and the device what each needs."""
     assert found.config is not None
     assert found.deployment is not None
     total = found.deployment.gpus.gpu.total_memory_bytes
-    least, most = 0.0, 1.0
-    for term, (cache, engine, device) in zip(found.terms, _needs(found, concurrency), strict=True):
-        least = max(least, (engine + cache) / total)
-        context = term.cuda_context_bytes + int(term.spreads.context.up)
-        most = min(most, (total - context) / total, (total - device + term.non_kv_bytes) / total)
+    needs = _needs(found, concurrency, confidence)
+    least = max(need.non_kv + need.margin + need.cache for need in needs) / total
+    most = min(min(total - need.context, total - need.device + need.non_kv) for need in needs) / total
     low, high = ceil(least * _FINEST) / _FINEST, floor(most * _FINEST) / _FINEST
     if low > high:
         return None
