@@ -135,7 +135,11 @@ class DecoderLayer:
         return "experts" if self.experts is not None else "MLP"
 
     def query_heads(self, tp: int) -> int:
-        return self._qkv().num_heads // tp
+        """UnsupportedError where ranks share the caches of attention that each has whole."""
+        qkv = self._qkv()
+        if tp > 1 and not qkv.tensor_parallel:
+            raise self.unsupported("attention (whole on each rank)")
+        return qkv.num_heads // tp
 
     def query_size(self, tp: int) -> int:
         return self.query_heads(tp) * self._qkv().head_size

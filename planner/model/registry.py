@@ -67,6 +67,7 @@ ARCHITECTURES: dict[str, str] = {
     "GPTJForCausalLM": "gpt:gpt_j",
     "GPTNeoXForCausalLM": "gpt:gpt_neox",
     "BloomForCausalLM": "gpt:bloom",
+    "GPTBigCodeForCausalLM": "gpt_bigcode:gpt_bigcode",
     "FalconForCausalLM": "gpt:falcon",
     "RWForCausalLM": "gpt:falcon",
     "OPTForCausalLM": "gpt:opt",

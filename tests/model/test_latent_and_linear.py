@@ -13,10 +13,12 @@ from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
 from planner.hardware.spec import GpuSpec
+from planner.memory.assess import assess
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
+from planner.sources.gpu_pool import parse_gpus
 from planner.units import GIB
 from planner.values import Rejected
 
@@ -93,3 +95,17 @@ def test_parameters_of_pangu_ultra_by_hand() -> None:
     expected = 2 * 32000 * hidden + hidden + 4 * attention + dense + 3 * sparse
     found = sum(prod(tensor.shape) for tensor in share("panguultra").created if tensor.role == "parameter")
     assert found == expected
+
+
+def test_starcoder_s_layers_are_whole_on_each_rank() -> None:
+    one, two = share("bigcode"), share("bigcode", 2)
+    whole = sum(tensor.size_bytes for tensor in one.created if ".h." in tensor.module)
+    assert sum(tensor.size_bytes for tensor in two.created if ".h." in tensor.module) == whole
+    mask = next(tensor for tensor in two.created if tensor.module == "model.bias")
+    assert mask.size_bytes == 8192**2
+
+
+def test_what_ranks_compute_of_whole_attention_is_not_known() -> None:
+    model = build_model(ModelFiles(name="bigcode", config=CONFIGS["bigcode"]))
+    with pytest.raises(UnsupportedError, match="whole on each rank"):
+        assess(model, parse_gpus("h200:2"), EngineArgs(tensor_parallel_size=2, max_model_len=2048), "0.26.0")

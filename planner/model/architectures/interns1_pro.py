@@ -24,7 +24,8 @@ def interns1_pro(config: ConfigView) -> Architecture:
     """InternS1ProForConditionalGeneration: neither the tower nor the gates are quantized."""
     section = text_view(config, "qwen3_moe")
     text = qwen3_moe(section, "language_model.")
-    vision = config.section("vision_config", "qwen3_vl_vision")
+    given = config.section("vision_config")
+    vision = ConfigView({"deepstack_visual_indexes": [], **given.data}, given.where, None, config.files)
     decoder = [_plain(part) for part in text.modules if not isinstance(part, Buffer)]
     table = _fourier(section, text)
     tower = [_plain(part, all_linears=True) for part in qwen3_vision_tower(vision)]
