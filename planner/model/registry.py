@@ -238,6 +238,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl:qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen_vl:qwen3_vl",
     "Exaone4_5_ForConditionalGeneration": "qwen_tower_kin:exaone4_5",
+    "HCXVisionV2ForCausalLM": "qwen_tower_kin:hcx_vision_v2",
     "OpenCUAForConditionalGeneration": "qwen_tower_kin:opencua",
     "Qwen3NextForCausalLM": "qwen_hybrid:qwen3_next",
     "Qwen3_5ForConditionalGeneration": "qwen_hybrid:qwen3_5",

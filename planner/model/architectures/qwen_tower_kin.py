@@ -1,6 +1,6 @@
-"""Qwen2.5-VL's tower in front of other decoders: EXAONE 4.5 and OpenCUA.
+"""Qwen2.5-VL's tower in front of other decoders: EXAONE 4.5, OpenCUA and HyperCLOVA X.
 
-Source: vLLM 0.26.0 model_executor/models/{exaone4_5,opencua}.py.
+Source: vLLM 0.26.0 model_executor/models/{exaone4_5,opencua,hyperclovax_vision_v2}.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from planner.model.architectures import dense, llama
 from planner.model.architectures.blocks import Architecture
 from planner.model.architectures.qwen_vl import frame_patches, qwen2_5_encoder, qwen2_5_vision_tower
-from planner.model.architectures.vision_blocks import multimodal, text_view
+from planner.model.architectures.text_part import language_model
+from planner.model.architectures.vision_blocks import as_tower, multimodal, text_view, weight
 from planner.model.config_view import ConfigView
 from planner.model.modules import Module, QKVLinear
 from planner.model.vision_spec import VisionSpec
@@ -57,3 +58,13 @@ def opencua(config: ConfigView) -> Architecture:
     return multimodal(
         text, qwen2_5_vision_tower(vision), vision=spec, prefixes=prefixes, fused=_FUSED, encoder_data=True
     )
+
+
+def hcx_vision_v2(config: ConfigView) -> Architecture:
+    """HCXVisionV2ForCausalLM: a plain linear behind the tower, HyperCLOVA X (hyperclovax_vision_v2.py:418)."""
+    vision = config.section("vision_config", "qwen2_5_vl_vision")
+    text = language_model(text_view(config, "hyperclovax"))
+    tower = qwen2_5_vision_tower(vision)
+    tower += as_tower(weight("mm_projector", text.text.hidden_size, vision.size("out_hidden_size"), bias=True))
+    spec = VisionSpec(family="HCXVisionV2", modalities=("image", "video"))
+    return multimodal(text, tower, vision=spec, prefixes=(("model.", ""), ("vision_model.", "visual.")), fused=_FUSED)
