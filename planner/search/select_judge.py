@@ -17,7 +17,7 @@ from planner.engine.args import EngineArgs
 from planner.engine.batching import batch_tier
 from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
-from planner.errors import UnsupportedError
+from planner.errors import InputError, UnsupportedError
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import Deployment, deploy
 from planner.memory.kv_capacity import whole_requests
@@ -197,7 +197,12 @@ class Judge:
 
 
 def judge_of(model: ModelSpec, cards: Iterable[GpuSpec], options: SearchOptions, vllm_version: str) -> Judge:
-    """The judge of a workload: --max-num-seqs follows from its concurrency where it is not given."""
+    """The judge of a workload: --max-num-seqs follows from its concurrency where it is not given.
+
+    Raises InputError for --max-model-len auto, under which each card would hold another workload.
+    """
+    if options.args.max_model_len == -1:
+        raise InputError("--max-model-len auto: cards are compared by requests of one length; state it")
     args, _ = with_media_limits(model, options)
     if "max_num_seqs" not in options.given:
         concurrency = options.workload.concurrency or 1
