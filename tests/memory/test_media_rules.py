@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from planner.errors import InputError
 from planner.memory.multimodal.gemma4_tower import encoder_chunk
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import Bounds, PatchRule, most_features, smart_resize
+from planner.memory.multimodal.shaped import GlmRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule, best_pinpoint
 from planner.memory.multimodal.styles import tower_of
 from planner.memory.multimodal.views import WindowRule
@@ -61,21 +63,44 @@ def test_shapes_up_to_200_to_1_are_taken() -> None:
         smart_resize(28, 28 * 200 + 1, 28, Bounds(1, 10**9))
 
 
-@pytest.mark.parametrize(
-    ("frames", "temporal", "found"),
-    [(1, 1, (280, 280)), (7, 2, (84, 84)), (8, 2, (84, 84)), (2, 2, (196, 196))],
-)
-def test_frames_of_a_video_share_its_pixels(frames: int, temporal: int, found: tuple[int, int]) -> None:
-    """qwen3_vl/video_processing_qwen3_vl.py:35: the bound is for all frames, padded to whole temporal patches."""
-    assert smart_resize(280, 280, 28, Bounds(1, 80_000), frames, temporal) == found
-
-
 def patches(**changes: Any) -> PatchRule:
     values: dict[str, Any] = {
         "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 1_003_520,
         "video_min_pixels": 3136, "video_max_pixels": 602_112, "max_video_frames": 768,
     }  # fmt: skip
     return PatchRule("Qwen2VL", DynamicPatches(**(values | changes)), NO_KWARGS)
+
+
+def glm4v() -> GlmRule:
+    return GlmRule("Glm4v", patches(video_pixels="total").rule, NO_KWARGS)
+
+
+@pytest.mark.parametrize(
+    ("frames", "padded", "found"),
+    [(1, 1, (280, 280)), (7, 8, (84, 84)), (8, 8, (84, 84)), (2, 2, (196, 196))],
+)
+def test_frames_of_a_video_share_its_pixels(frames: int, padded: int, found: tuple[int, int]) -> None:
+    """qwen3_vl/video_processing_qwen3_vl.py:35: the bound is for all frames, as padded."""
+    assert smart_resize(280, 280, 28, Bounds(1, 80_000), frames, padded) == found
+
+
+@pytest.mark.parametrize(("frames", "qwen", "glm"), [(5, 6, 4), (6, 6, 6), (7, 8, 8)])
+def test_odd_numbers_of_frames_are_padded_or_rounded(frames: int, qwen: int, glm: int) -> None:
+    """Up by Qwen3-VL, to the nearest by GLM-4V, halves to even; seen where a frame is just small enough."""
+    for rule, counted in ((patches(video_pixels="total"), qwen), (glm4v(), glm)):
+        bound = counted * 280 * 280
+        fits = replace(rule, rule=replace(rule.rule, video_max_pixels=bound)).video(280, 280, frames)
+        over = replace(rule, rule=replace(rule.rule, video_max_pixels=bound - 1)).video(280, 280, frames)
+        assert (fits.width, fits.height) == (280, 280)
+        assert over.width < 280 or frames < counted
+
+
+def test_a_video_of_less_than_a_cell_is_refused_or_enlarged() -> None:
+    with pytest.raises(InputError, match="at least 28 pixels"):
+        patches(video_pixels="total").video(300, 27, 8)
+    assert patches(video_pixels="total").video(300, 28, 8).height == 28
+    assert patches().video(300, 27, 8).height == 28
+    assert glm4v().video(300, 27, 8).height == 28
 
 
 @pytest.mark.parametrize(

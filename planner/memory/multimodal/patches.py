@@ -31,16 +31,16 @@ class Bounds(Struct, frozen=True):
 
 
 def smart_resize(
-    height: int, width: int, factor: int, bounds: Bounds, frames: int = 1, temporal: int = 1
+    height: int, width: int, factor: int, bounds: Bounds, frames: int = 1, padded: int = 1
 ) -> tuple[int, int]:
-    """Height and width as multiples of `factor` whose area (times the frames) lies within the bounds.
+    """Height and width as multiples of `factor` whose area (times the frames) lies within the bounds. `padded`: the
+    frames that the area counts with.
 
     InputError for an aspect ratio above 200, which the processor refuses. Halves round to even, as there.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InputError(f"a {width}x{height} image: the absolute aspect ratio must be smaller than 200")
     high, wide = round(height / factor) * factor, round(width / factor) * factor
-    padded = ceil(frames / temporal) * temporal
     if padded * high * wide > bounds.high:
         scale = sqrt((frames * height * width) / bounds.high)
         return max(factor, floor(height / scale / factor) * factor), max(factor, floor(width / scale / factor) * factor)
@@ -152,8 +152,17 @@ class PatchRule(MediaRule, frozen=True):
 
     def _frame(self, width: int, height: int, frames: int, bounds: Bounds) -> tuple[int, int]:
         if self.rule.video_pixels == "total":
-            return smart_resize(height, width, self.factor, bounds, frames, self.rule.temporal_patch_size)
+            self._refuse_small(width, height)
+            return smart_resize(height, width, self.factor, bounds, frames, self._padded_frames(frames))
         return smart_resize(height, width, self.factor, bounds)
+
+    def _refuse_small(self, width: int, height: int) -> None:
+        """qwen3_vl/video_processing_qwen3_vl.py:44."""
+        if min(width, height) < self.factor:
+            raise InputError(f"a {width}x{height} video: each side must have at least {self.factor} pixels")
+
+    def _padded_frames(self, frames: int) -> int:
+        return ceil(frames / self.rule.temporal_patch_size) * self.rule.temporal_patch_size
 
     def _item(self, modality: Modality, frames: int, height: int, width: int) -> MediaItem:
         rule = self.rule

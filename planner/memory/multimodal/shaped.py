@@ -51,6 +51,10 @@ class GlmRule(HugeSquareRule, frozen=True):
         high, wide = self._at_least_one_cell(width, height)
         return super().video(wide, high, max(frames, self.rule.temporal_patch_size))
 
+    def _padded_frames(self, frames: int) -> int:
+        """Halves go to the even side (glm4v/image_processing_glm4v.py:75)."""
+        return round(frames / self.rule.temporal_patch_size) * self.rule.temporal_patch_size
+
     def largest_video(
         self, max_model_len: int, beside_image: bool, frames: int | None, width: int | None, height: int | None
     ) -> LargestItem:
