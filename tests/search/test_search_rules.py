@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import pytest
@@ -343,3 +344,47 @@ def test_stated_media_of_concurrent_requests():
     assert some is not None
     assert (some.requests, some.images, some.videos, some.video_seconds) == (3, 0, 2, 4.0)
     assert none.requests > 10**5
+
+
+@pytest.mark.parametrize(("memory", "concurrency", "margin"), [("4GiB", 3, 0.1), ("3GiB", 1, 0.0), ("5GiB", 40, 0.3)])
+def test_a_grid_by_hand(memory, concurrency, margin):
+    """Budgets, blocks of 16 tokens, the longest length of so many requests, and refusals in vLLM's order: memory free
+    at startup, weights, then the device with its margin, then the cache."""
+    options = asked({**FIXED, "max_num_seqs": 64}, load={"concurrency": concurrency}, safety_margin=margin)
+    explorer = explored(dense(longest=131072), parse_gpus(f"l4:1@{memory}"), options)
+    candidates = explorer.candidates("auto", 1, 1, 1)
+    assert candidates is not None
+    grid, (costs,) = candidates.grid, explorer.costs.values()
+    (stage,), (pool,) = costs.stages, grid.deployment.pool.stages
+    total, block = parse_gpus(f"l4:1@{memory}").gpu.total_memory_bytes, pool.bytes_per_block
+    assert block == 16 * 4 * 2 * 4 * 128 * 2
+    seen = set()
+    for column, utilization in enumerate(grid.utilizations.tolist()):
+        requested = ceil(total * utilization)
+        available = requested - int(stage.non_kv[0])
+        blocks = max(available // block, 0)
+        assert int(grid.blocks[0, column]) == blocks
+        assert int(grid.requests[0, column]) == max(blocks - 1, 0) // (131072 // 16)
+        longest = min(16 * ((blocks - 1) // concurrency), 131072) if blocks else 0
+        held = int(stage.beside_cache[0]) + int(stage.encoder[0]) + blocks * block
+        needed = ceil(max(held, int(stage.profile_peak[0])) * (1 + margin))
+        assert int(grid.needed_device_bytes[0, column]) == needed
+        late, over = total - int(stage.context[0]) < requested, needed > total and longest > 0
+        assert int(grid.longest[0, column]) == (0 if late or needed > total else longest)
+        for index, length in enumerate(grid.lengths.tolist()):
+            verdict = (
+                "startup_memory" if late else "device_memory" if over else "kv_cache" if length > longest else None
+            )
+            assert VERDICTS[int(grid.verdicts[0, column, index])] == verdict
+            seen.add(verdict)
+    assert len(seen) > 1
+
+
+def test_nothing_is_worked_out_for_a_device_that_no_budget_reaches():
+    """Weights that the card holds and no budget does: no replay of the startup, and no bytes of the device."""
+    explorer = explored(dense(layers=24), parse_gpus("l4:1@1GiB"), asked(FIXED))
+    candidates = explorer.candidates("auto", 1, 1, 1)
+    assert candidates is not None
+    assert not candidates.grid.needed_device_bytes.any()
+    assert not any(stage.is_complete for costs in explorer.costs.values() for stage in costs.stages)
+    assert not (candidates.grid.verdicts == 0).any()
