@@ -12,8 +12,8 @@ are ever tighter and ever dearer, and stops at the first that decides:
 3. that as well, from a replay of the startup;
 4. the weights of the whole model, which leaves nothing open.
 
-The guards are not proven: they are wider than what the catalog's models show, and the verdicts were compared with those
-of `select` on the whole catalog (docs/benchmarks.md).
+The guards are not proven: they are wider than what the catalog's models show, and were held against the replays of `select` on
+the catalog (benchmarks/matrix_bounds.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from planner.engine.config import EngineConfig
 from planner.errors import UnsupportedError
@@ -55,7 +55,6 @@ from planner.sharding.shard import kv_layers, shard
 from planner.values import DTYPE_BYTES, Rejected, Value
 
 Evidence = Literal["bounds", "replay"]
-_Bounds = tuple[int, int]
 
 
 class Fit(Value):
@@ -75,25 +74,35 @@ class Fit(Value):
         return self.tensor_parallel_size > 0
 
 
+class Bounds(NamedTuple):
+    """At least and at most so many requests; "replay" where the whole model's weights were laid out for it."""
+
+    least: int
+    most: int
+    evidence: Evidence = "bounds"
+
+
 @dataclass
-class _Fits:
+class Fits:
+    """The verdicts of one model, with what its engines have taught so far."""
+
     judge: Judge
     concurrency: int
     weighed: Weighed | None = None
     densest: float = 0.0
     pools: dict[EngineConfig, KVPool] = field(default_factory=dict)
     shares: dict[tuple[object, ...], RankShare] = field(default_factory=dict)
-    weights: dict[tuple[object, ...], _Bounds] = field(default_factory=dict)
+    weights: dict[tuple[object, ...], tuple[int, int]] = field(default_factory=dict)
     engines: dict[EngineConfig, Engine | None] = field(default_factory=dict)
     thin: dict[tuple[object, ...], ThinEngine] = field(default_factory=dict)
     refused: set[EngineConfig] = field(default_factory=set)
+    cards: dict[str, Card] = field(default_factory=dict)
     alike: dict[tuple[object, ...], ThinEngine] = field(default_factory=dict)
 
     def of(self, gpu: GpuSpec, max_count: int) -> Iterator[Fit]:
         """The answers for 1 to `max_count` of a card."""
         found: dict[int, Fit] = {}
         evidence: Evidence = "bounds"
-        card = self._card(gpu)
         for tp in TENSOR_PARALLEL if gpu.vendor == "nvidia" else ():
             wanted = {
                 count: ceil(self.concurrency / (count // tp))
@@ -102,10 +111,10 @@ class _Fits:
             }
             if not wanted:
                 continue
-            requests, replayed = self._requests(gpu, card, tp, set(wanted.values()))
-            evidence = "replay" if replayed else evidence
+            requests = self._requests(gpu, tp, set(wanted.values()))
+            evidence = "replay" if requests.evidence == "replay" else evidence
             for count, needed in wanted.items():
-                if requests >= needed:
+                if requests.least >= needed:
                     found[count] = Fit(
                         gpu=gpu.name, count=count, tensor_parallel_size=tp, replicas=count // tp, evidence=evidence
                     )
@@ -114,64 +123,68 @@ class _Fits:
                 gpu=gpu.name, count=count, tensor_parallel_size=0, replicas=0, evidence=evidence
             )
 
-    def _requests(self, gpu: GpuSpec, card: Card, tp: int, wanted: set[int]) -> tuple[int, bool]:
-        """Requests that one engine holds, or as many as decide for each of `wanted`; and whether that took the weights
-        of the whole model."""
+    def _requests(self, gpu: GpuSpec, tp: int, wanted: set[int]) -> Bounds:
+        """What one engine holds, narrowed until it decides for each of `wanted`."""
         try:
-            config = self.judge.config(gpu, tp, 1)
+            config = self.judge.shared(self.judge.config(gpu, tp, 1), gpu)
         except (Rejected, UnsupportedError):
-            return 0, False
-        shared = self.judge.shared(config, gpu)
-        refused = shared.model_copy(update={"gpu_memory_bytes": 0})
-        if refused in self.refused:
-            return 0, False
-        try:
-            return self._of_engine(gpu, card, shared, wanted)
-        except (Rejected, UnsupportedError):
-            self.refused.add(refused)
-            return 0, False
+            return Bounds(0, 0)
+        alike = config.model_copy(update={"gpu_memory_bytes": 0})
+        found = Bounds(0, 0)
+        if alike not in self.refused:
+            try:
+                for found in self.narrowing(gpu, config):
+                    if not any(found.least < needed <= found.most for needed in wanted):
+                        break
+            except (Rejected, UnsupportedError):
+                self.refused.add(alike)
+                return Bounds(0, 0)
+        return found
 
-    def _of_engine(self, gpu: GpuSpec, card: Card, shared: EngineConfig, wanted: set[int]) -> tuple[int, bool]:
-        if not self._is_bounded(shared):
-            return self._replayed(gpu, shared), True
-        if self._is_far_too_large(gpu, shared):
-            return 0, False
-        engine = self._engine(shared)
+    def narrowing(self, gpu: GpuSpec, config: EngineConfig) -> Iterator[Bounds]:
+        """What is known of the requests that an engine of this card holds, each time more and each time dearer; the
+        last leaves nothing open. `config`: as `Judge.shared` gives it. Raises Rejected and UnsupportedError."""
+        engine = None
+        if self._is_bounded(config):
+            if self._is_far_too_large(gpu, config):
+                yield Bounds(0, 0)
+                return
+            engine = self._engine(config)
         if engine is None:
-            return self._replayed(gpu, shared), True
-        for least, most in self._narrowing(engine, card):
-            if not any(least < needed <= most for needed in wanted):
-                return least, False
-        return self._exact(engine, gpu, card), True
-
-    def _narrowing(self, engine: Engine, card: Card) -> Iterator[_Bounds]:
-        """(least, most) requests that the engine holds, each time nearer to each other, and each time dearer."""
-        least, most = self.weights[self._stored(engine.config)]
+            held = self.replayed(gpu, config)
+            yield Bounds(held, held, "replay")
+            return
+        card = self._card(gpu)
+        least, most = self.weights[self._stored(config)]
         yield self._from_others(engine, card, least, most)
         thin, slack = self._thin(engine), engine.block_bytes
         for _ in range(2):
-            yield (
+            yield Bounds(
                 engine.requests(thin.most, most, card, slack=slack),
                 engine.requests(thin.least, least, card, slack=-slack),
             )
             thin.add_device()
+        (weights,) = self.judge.split(_pool_of(gpu, config), config).weights_bytes(config)
+        held = engine.requests(thin.aside, weights, card)
+        yield Bounds(held, held, "replay")
 
-    def _from_others(self, engine: Engine, card: Card, least: int, most: int) -> _Bounds:
+    def replayed(self, gpu: GpuSpec, config: EngineConfig) -> int:
+        """Requests that the engine holds as `select` has it. Raises Rejected and UnsupportedError."""
+        grid = self.judge.judged(gpu, config)
+        return best_budget(grid)[1] if isinstance(grid, Grid) else 0
+
+    def _from_others(self, engine: Engine, card: Card, least: int, most: int) -> Bounds:
         """What engines of the model that were replayed before say of this one."""
         alike = self.alike.get(kind_of(engine.config))
         if alike is not None:
             low = engine.requests(_raised(alike.most, ALIKE), most, card)
-            return low, engine.requests(_lowered(alike.aside, ALIKE), least, card)
+            return Bounds(low, engine.requests(_lowered(alike.aside, ALIKE), least, card))
         low = 0
         if self.alike and not engine.config.gpu_memory_bytes:
             scaled = [_scaled(other, engine.config) for other in self.alike.values()]
             nearest = min(scaled, key=lambda aside: aside.budget)
             low = engine.requests(_raised(nearest, self._guard), most, card)
-        return low, engine.requests(NOTHING, least, card)
-
-    def _exact(self, engine: Engine, gpu: GpuSpec, card: Card) -> int:
-        (weights,) = self.judge.split(_pool_of(gpu, engine.config), engine.config).weights_bytes(engine.config)
-        return engine.requests(self._thin(engine).aside, weights, card)
+        return Bounds(low, engine.requests(NOTHING, least, card))
 
     def _thin(self, engine: Engine) -> ThinEngine:
         share = self.shares[self._stored(engine.config)]
@@ -262,15 +275,16 @@ class _Fits:
         return OTHER if model.is_moe or model.vision is not None else OTHER_DENSE
 
     def _card(self, gpu: GpuSpec) -> Card:
+        if gpu.name not in self.cards:
+            self.cards[gpu.name] = self._card_of(gpu)
+        return self.cards[gpu.name]
+
+    def _card_of(self, gpu: GpuSpec) -> Card:
         args, options = self.judge.args, self.judge.options
         asked = args.gpu_memory_utilization if "gpu_memory_utilization" in options.given else None
         tried = UTILIZATIONS if asked is None else (asked,)
         total = gpu.total_memory_bytes
         return Card(total, options.safety_margin, sorted((ceil(total * part) for part in tried), reverse=True))
-
-    def _replayed(self, gpu: GpuSpec, shared: EngineConfig) -> int:
-        grid = self.judge.judged(gpu, shared)
-        return best_budget(grid)[1] if isinstance(grid, Grid) else 0
 
 
 def fits(
@@ -282,7 +296,7 @@ def fits(
     rejection is a fit here and the other way round.
     """
     cards = tuple(gpus)
-    judged = _Fits(judge_of(model, cards, options, vllm_version), options.workload.concurrency or 1)
+    judged = Fits(judge_of(model, cards, options, vllm_version), options.workload.concurrency or 1)
     return tuple(fit for gpu in cards for fit in judged.of(gpu, max_count))
 
 
