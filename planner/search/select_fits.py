@@ -12,8 +12,8 @@ are ever tighter and ever dearer, and stops at the first that decides:
 3. that as well, from a replay of the startup;
 4. the weights of the whole model, which leaves nothing open.
 
-The guards are not proven: they are wider than what the catalog's models show, and were held against the replays of `select` on
-the catalog (benchmarks/matrix_bounds.py).
+The guards are not proven: they are wider than what the catalog's models show, and were held against the replays of
+`select` over the catalog (benchmarks/matrix_bounds.py).
 """
 
 from __future__ import annotations
