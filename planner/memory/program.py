@@ -98,32 +98,36 @@ class Program(Struct):
             if handle is not None:
                 self.events.append(Event("free", handle, _NOTHING, self._stage))
 
+    def _note(self, kind: EventKind, tensor: LiveTensor) -> None:
+        """An event that no handle stands for."""
+        self.events.append(Event(kind, 0, tensor, self._stage))
+
     def keep(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
         """A tensor that stays: allocated when the name holds nothing or less (the smaller one goes first)."""
-        self.events.append(Event("keep", 0, LiveTensor(name, token, seq, constant), self._stage))
+        self._note("keep", LiveTensor(name, token, seq, constant))
 
     def keep_here(self, name: str, *, constant: int) -> None:
         """A tensor that stays, one for each stream: the workspace of a library's handle."""
-        self.events.append(Event("keep_here", 0, LiveTensor(name, 0, 0, constant), self._stage))
+        self._note("keep_here", LiveTensor(name, 0, 0, constant))
 
     def grow(self, name: str, *, token: int = 0, constant: int = 0) -> None:
         """A tensor that stays, made larger where needed, after the cache went back to the driver."""
-        self.events.append(Event("grow", 0, LiveTensor(name, token, 0, constant), self._stage))
+        self._note("grow", LiveTensor(name, token, 0, constant))
 
     def aside(self) -> None:
         """What follows runs on a stream beside the main one, until `back`."""
-        self.events.append(Event("aside", 0, _NOTHING, self._stage))
+        self._note("aside", _NOTHING)
 
     def back(self) -> None:
-        self.events.append(Event("back", 0, _NOTHING, self._stage))
+        self._note("back", _NOTHING)
 
     def leave(self) -> None:
         """Leave the default stream for good: blocks cached for it serve nobody from here on."""
-        self.events.append(Event("leave", 0, _NOTHING, self._stage))
+        self._note("leave", _NOTHING)
 
     def drop(self, name: str, *, token: int = 0, seq: int = 0, constant: int = 0) -> None:
         """Free what `name` holds. For a tensor made before the program, its size counts against the peak."""
-        self.events.append(Event("drop", 0, LiveTensor(name, token, seq, constant), self._stage))
+        self._note("drop", LiveTensor(name, token, seq, constant))
 
     def part(self, *results: int | None) -> Part:
         """What was written so far, to use in other programs."""

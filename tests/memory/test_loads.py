@@ -80,6 +80,7 @@ def table(rows: int, **more: Any) -> Tensor:
 def peak_of(share: RankShare, **traits: Any) -> tuple[int, int]:
     allocator = CachingAllocator(LOAD_MAX_SPLIT_BYTES)
     load_weights(allocator, share, LoadTraits(**traits))
+    assert weights_memory_bytes(share, LoadTraits(**traits)) == allocator.allocated_bytes
     return allocator.allocated_bytes, allocator.peak_allocated_bytes
 
 

@@ -13,7 +13,7 @@ from planner.memory.intervals import CERTAIN, Spread, Spreads
 from planner.memory.kv_pool import KVGroup, StagePool
 from planner.memory.result import PerGpu
 from planner.memory.runtime import RuntimeTerms, kv_tensor_bytes, thin
-from planner.memory.verdicts import device_rejection, stage_warning, startup_rejection, used_bytes
+from planner.memory.verdicts import device_rejection, slack_warning, stage_warning, startup_rejection, used_bytes
 from planner.sources.gpu_pool import parse_gpus
 from planner.units import GIB
 from tests.memory.pass_cases import model_of, set_up
@@ -108,6 +108,14 @@ def test_a_card_below_the_budget_names_a_lower_one() -> None:
     assert (found.need_bytes, found.have_bytes) == (105 * GIB, TOTAL)
     assert found.fix[0] == "--gpu-memory-utilization 0.85"
     assert "105.00 GiB of 100.00 GiB" in found.message
+
+
+def test_room_for_a_batch_of_media_may_be_exact() -> None:
+    model, share, config = set_up("Qwen__Qwen2.5-VL-7B-Instruct")
+    exact = books(used_after_startup_bytes=TOTAL - 5, vision_encoder_runtime_peak_bytes=5)
+    over = books(used_after_startup_bytes=TOTAL - 4, vision_encoder_runtime_peak_bytes=5)
+    assert slack_warning(model, share, config, exact, None) == ()
+    assert slack_warning(model, share, config, over, None)
 
 
 def test_a_fuller_stage_is_named() -> None:
