@@ -204,3 +204,5 @@ def test_graphs_of_a_draft_head() -> None:
     mixed, whole = captured_graphs(config)
     expected = (len(mixed) + len(whole)) * (110_000 + 370_000) + max(whole) // 2 * 32000 * 2
     assert draft_graph_bytes(model, config) == expected
+    pieces = config.model_copy(update={"cudagraph_mode": "PIECEWISE"})
+    assert draft_graph_bytes(model, pieces) == len(mixed) * (110_000 + 370_000)

@@ -71,8 +71,8 @@ def patches(**changes: Any) -> PatchRule:
     return PatchRule("Qwen2VL", DynamicPatches(**(values | changes)), NO_KWARGS)
 
 
-def glm4v() -> GlmRule:
-    return GlmRule("Glm4v", patches(video_pixels="total").rule, NO_KWARGS)
+def glm4v(**changes: Any) -> GlmRule:
+    return GlmRule("Glm4v", patches(video_pixels="total", **changes).rule, NO_KWARGS)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,26 @@ def test_odd_numbers_of_frames_are_padded_or_rounded(frames: int, qwen: int, glm
         over = replace(rule, rule=replace(rule.rule, video_max_pixels=bound - 1)).video(280, 280, frames)
         assert (fits.width, fits.height) == (280, 280)
         assert over.width < 280 or frames < counted
+
+
+@pytest.mark.parametrize("length", [3000, 9000, 20_000, 40_000])
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_fullest_video_of_glm_leaves_room_for_an_image(length: int, beside: bool) -> None:
+    """glm4_1v.py: of 1 to the most frames, those with most tokens within the context; the dummy stands alone."""
+    rule = glm4v(max_video_frames=40, video_max_pixels=20_000_000, max_pixels=2_000_000)
+    wide, high = rule.largest_size()
+    videos = [rule.video(wide, high, frames) for frames in range(1, 41)]
+    image = rule.image(wide, high).tokens
+
+    def fullest(room: int) -> int:
+        return max([video.tokens for video in videos if video.tokens <= room], default=videos[0].tokens)
+
+    found = rule.largest_video(length, beside, None, None, None)
+    assert found.max_tokens == fullest(length - image if beside else length)
+    assert found.item.tokens == fullest(length)
+    few = rule.largest_video(length, beside, 2, 300, 200)
+    assert (few.max_tokens, few.item) == (found.max_tokens, rule.video(300, 200, 2))
+    assert rule.longest_video(length).tokens == fullest(length)
 
 
 def test_a_video_of_less_than_a_cell_is_refused_or_enlarged() -> None:
