@@ -237,6 +237,7 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2VLForConditionalGeneration": "qwen_vl:qwen2_vl",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl:qwen2_5_vl",
     "Qwen3VLForConditionalGeneration": "qwen_vl:qwen3_vl",
+    "Cosmos3ForConditionalGeneration": "qwen_vl:cosmos3",
     "Exaone4_5_ForConditionalGeneration": "qwen_tower_kin:exaone4_5",
     "HCXVisionV2ForCausalLM": "qwen_tower_kin:hcx_vision_v2",
     "OpenCUAForConditionalGeneration": "qwen_tower_kin:opencua",

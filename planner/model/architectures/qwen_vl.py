@@ -69,6 +69,11 @@ def qwen3_vl(config: ConfigView) -> Architecture:
     return with_qwen3_tower(config, text, family="Qwen3VL")
 
 
+def cosmos3(config: ConfigView) -> Architecture:
+    """Cosmos3ForConditionalGeneration: Qwen3-VL under another name (cosmos3.py:10)."""
+    return qwen3_vl(ConfigView(config.data, config.where, "qwen3_vl", config.files))
+
+
 def with_qwen3_tower(
     config: ConfigView,
     text: Architecture,
