@@ -23,6 +23,8 @@ from planner.sharding.rank import RankShare
 __all__ = ["LiveTensor", "Stage", "activation_stages", "peak_activation_bytes", "profile_program"]
 
 _DEFAULT_SM_COUNT = 132
+_JOINED_EXAMPLES = {"eagle": 1, "eagle3": 2}
+"""Tensors of embeddings and hidden states that inductor's example of a draft head's first kernel has."""
 
 
 def activation_stages(model: ModelSpec, share: RankShare, config: EngineConfig) -> tuple[Stage, ...]:
@@ -75,9 +77,11 @@ def _profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) -
     if isinstance(forward, CompiledForward):
         forward.write_compilation(program)
     hidden = forward.write(program, Step())
-    if isinstance(forward, CompiledForward) and model.draft is not None:
+    if isinstance(forward, CompiledForward) and model.draft is not None and model.draft.method != "mtp":
         program.stage("compilation: the draft's embedding kernel")
-        forward.write_embedding_kernel(program)
+        projected = program.alloc("projected states", token=forward.hidden) if model.draft.target_layers else None
+        forward.write_embedding_kernel(program, _JOINED_EXAMPLES.get(model.draft.method, 0))
+        program.free(projected)
     write_drafting(program, model, share, config, tuple(forward.kept.handles))
     if share.pp_rank == share.pipeline_parallel_size - 1:
         program.stage("sampler")

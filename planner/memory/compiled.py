@@ -49,9 +49,13 @@ class CompiledForward(Forward):
     @property
     def _in_pieces(self) -> bool:
         """Whether each layer is attention and then a feed-forward layer, between pre-norms."""
-        return self.style.pieces and not any(
-            layer.state_space is not None or layer.has_one_part or not layer.is_plain_attention for layer in self.layers
-        )
+        plain = all(layer.is_plain_attention for layer in self.layers)
+        return self.style.pieces and plain and not self.is_recurrent
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether some layers keep a recurrent state, or are a mixer or a feed-forward layer alone."""
+        return any(layer.state_space is not None or layer.has_one_part for layer in self.layers)
 
     def write_compilation(self, program: Program) -> None:
         """The example arguments of the embedding kernel, where the compiled graph begins with the tokens."""
@@ -61,16 +65,22 @@ class CompiledForward(Forward):
         program.stage("compilation: embedding kernel")
         self.write_embedding_kernel(program)
 
-    def write_embedding_kernel(self, program: Program) -> None:
-        """The timed run of an embedding kernel: a table, its rows, and the rows normalized, after two flushes."""
+    def write_embedding_kernel(self, program: Program, joined: int = 0) -> None:
+        """The timed run of an embedding kernel: a table, its rows, and the rows normalized, after two flushes. That of
+        a draft head writes `joined` tensors of embeddings and hidden states instead, between flushes."""
         rows = next((t.size_bytes for t in self.share.created if t.module in self._embeddings()), 0)
         flushes = [program.alloc(_FLUSH, constant=FLUSH_BYTES) for _ in range(2)]
         program.free(*flushes)
-        program.free(
+        examples = [
             program.alloc("example embedding table", constant=rows),
             program.alloc("example hidden states", token=self.hidden),
-            program.alloc("example normalized hidden states", token=self.hidden),
-        )
+        ]
+        if joined:
+            examples += [program.alloc("example joined states", token=2 * self.hidden) for _ in range(joined)]
+            examples.append(program.alloc(_FLUSH, constant=FLUSH_BYTES))
+        else:
+            examples.append(program.alloc("example normalized hidden states", token=self.hidden))
+        program.free(*examples)
 
     def _embeddings(self) -> frozenset[str]:
         return frozenset(m.name for m in self.model.modules if isinstance(m, VocabEmbedding))
@@ -159,6 +169,8 @@ class CompiledForward(Forward):
         fused = self._gate_and_up(p, up, width)
         p.free(normed)
         active = p.alloc("activation", token=down.input_size // self._tp(down) * self.item)
+        if self._timed:
+            p.free(p.alloc(_FLUSH, constant=FLUSH_BYTES))
         p.free(*fused)
         out = self._linear(p, down.name, "MLP output", self.hidden, reduced=True)
         p.free(active)

@@ -139,7 +139,11 @@ class Forward:
             out = self._mixer(p, layer) if layer.mixes else self._feed_forward(p, layer)
             p.free(normed, loop)
             return out, residual
+        given = p.alloc("attention output of the layer", token=self.hidden) if self.style.gives_output else None
         mixed = self._mixer(p, layer)
+        if given is not None:
+            p.free(mixed)
+            mixed = given
         held = normed if self.style.keeps_input else None
         p.free(None if self.style.keeps_input else normed)
         if self.style.sandwich:
@@ -320,14 +324,34 @@ class Forward:
         if not layer.has_qk_norm:
             return q, gate
         if not self.style.native_norm:
-            q = p.alloc("normalized query", token=query)
-            held.append(p.alloc("normalized key", token=key))
+            q, k = (self._wide_norm if self.style.wide_qk_norm else self._fused_norm)(p, query, key)
+            held.append(k)
             return q, gate
         heads = layer.query_heads(self.tp)
         normed = self._norm(p, "normalized query", query, heads)
         p.free(q)
         held.append(self._norm(p, "normalized key", key, max(1, heads * key // query)))
         return normed, gate
+
+    def _fused_norm(self, p: Program, query: int, key: int) -> tuple[int, int]:
+        return p.alloc("normalized query", token=query), p.alloc("normalized key", token=key)
+
+    def _wide_norm(self, p: Program, query: int, key: int) -> tuple[int, int]:
+        """MiniMax-M2's (vLLM 0.26.0 layers/minimax_rms_norm/rms_norm_tp.py:374 forward_qk)."""
+        sizes = {"query": query // self.item * 4, "key": key // self.item * 4}
+        wide = {name: p.alloc(f"{name} in float32", token=size) for name, size in sizes.items()}
+        for name, size in sizes.items():
+            p.free(p.alloc(f"squares of the {name}", token=size))
+        for name, size in sizes.items():
+            scaled = p.alloc(f"{name}, scaled", token=size)
+            weighted = p.alloc(f"{name}, weighted", token=size)
+            p.free(scaled, wide[name])
+            wide[name] = weighted
+        q = p.alloc("normalized query", token=query)
+        p.free(wide["query"])
+        k = p.alloc("normalized key", token=key)
+        p.free(wide["key"])
+        return q, k
 
     def _attend(self, p: Program, layer: DecoderLayer) -> None:
         if not self.step.attends:

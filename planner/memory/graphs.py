@@ -7,11 +7,11 @@ from planner.memory import measured_constants as measured
 from planner.memory.activation import forward_of
 from planner.memory.allocator import Block, CachingAllocator
 from planner.memory.constants import Measured
-from planner.memory.layers import decoder_layers, split_bytes_per_token
+from planner.memory.layers import decoder_layers, latent_workspace_rows, split_bytes_per_token
 from planner.memory.linear import cublas_workspace_bytes, linear_runs
 from planner.memory.program import Program
 from planner.memory.step import Step
-from planner.model.modules import Attention, FusedMoE
+from planner.model.modules import Attention, FusedMoE, MLAProjection
 from planner.model.spec import ModelSpec
 from planner.once import once
 from planner.releases.choose import release_for
@@ -66,7 +66,8 @@ def cuda_graph_actual_bytes(model: ModelSpec, share: RankShare, config: EngineCo
         stream += 2 * workspace
     pool = _pool_bytes(model, share, config, max((*mixed, *whole)))
     calibrated = config.calibrated_bytes("cuda_graph_actual_bytes")
-    return splits + pool + nodes + stream + draft_graph_bytes(model, config) + calibrated
+    context = _empty_context_bytes(model, config) if config.model_runner == "v1" and mixed else 0
+    return splits + pool + nodes + stream + context + draft_graph_bytes(model, config) + calibrated
 
 
 def graph_node_bytes(model: ModelSpec, share: RankShare, config: EngineConfig) -> int:
@@ -112,7 +113,18 @@ def cuda_graph_estimate_bytes(model: ModelSpec, share: RankShare, config: Engine
     graphs = max(0, len(mixed) - 1) + max(0, len(whole) - 1) if config.model_runner == "v1" else len(whole)
     node, nodes = terms[-1]
     floor = max(0, graphs * MIB - node.value * nodes)
-    return splits + floor + sum(constant.value * times for constant, times in terms)
+    context = _empty_context_bytes(model, config) if config.model_runner == "v1" and mixed else 0
+    return splits + floor + context + sum(constant.value * times for constant, times in terms)
+
+
+def _empty_context_bytes(model: ModelSpec, config: EngineConfig) -> int:
+    """The largest up-projected context, which latent attention allocates wherever it runs without metadata: in V1's
+    first capture in pieces too (vLLM 0.26.0 layers/attention/mla_attention.py:707; DeepSeek-V3 on an H200)."""
+    mla = next((module for module in model.modules if isinstance(module, MLAProjection)), None)
+    if mla is None:
+        return 0
+    width = mla.num_heads // config.tensor_parallel_size * (mla.qk_nope_head_dim + mla.v_head_dim)
+    return latent_workspace_rows(model, config) * width * DTYPE_BYTES[config.dtype]
 
 
 def estimate_terms(model: ModelSpec, share: RankShare, config: EngineConfig) -> tuple[tuple[Measured, int], ...]:

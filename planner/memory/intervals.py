@@ -14,6 +14,8 @@ from msgspec import Struct
 
 from planner.engine.config import EngineConfig
 from planner.memory import measured_constants as measured
+from planner.memory.activation import forward_of
+from planner.memory.compiled import FLUSH_BYTES, CompiledForward
 from planner.memory.constants import Measured
 from planner.memory.device import cuda_context_bytes, non_torch_terms
 from planner.memory.graphs import captured_graphs, draft_graph_bytes, estimate_terms
@@ -100,7 +102,7 @@ def spreads(
         else Spread()
         if known
         else Spread(weights // 200 + 32 * MIB, weights // 200 + 32 * MIB),
-        peak=_unmeasured_peak(model, config)
+        peak=_unmeasured_peak(model, share, config)
         if known
         else Spread(peak * 6 // 100 + 32 * MIB, peak * 6 // 100 + 32 * MIB),
         non_torch=_sum(1, non_torch_terms(config)),
@@ -130,15 +132,18 @@ def _estimate(model: ModelSpec, share: RankShare, config: EngineConfig) -> Sprea
     return sum((_of(constant, times) for constant, times in estimate_terms(model, share, config)), Spread())
 
 
-def _unmeasured_peak(model: ModelSpec, config: EngineConfig) -> Spread:
-    """Of passes that no boot had: a draft head, and adapters or a draft model in a compiled model, where inductor
-    decides what a buffer shares. Two hidden states of the batch either way."""
+def _unmeasured_peak(model: ModelSpec, share: RankShare, config: EngineConfig) -> Spread:
+    """Of passes that few boots had: a draft head, and adapters or a draft model in a compiled model, where inductor
+    decides what a buffer shares. Two hidden states of the batch either way. Compiled recurrent
+    layers are written as they run eagerly: twice that more, and the flush of inductor's timer (a compiled Granite 4
+    Tiny on an H200 took 133 MiB more, with hidden states of 24 MiB)."""
+    hidden = 2 * model.text.hidden_size * DTYPE_BYTES[config.dtype] * config.max_num_batched_tokens
+    forward = forward_of(model, share, config)
+    if isinstance(forward, CompiledForward) and forward.is_recurrent:
+        return Spread(hidden, FLUSH_BYTES + 2 * hidden)
     head = model.draft is not None and model.draft.method != "draft_model"
     compiled = not config.enforce_eager and (config.enable_lora or model.draft is not None)
-    if not (head or compiled):
-        return Spread()
-    hidden = 2 * model.text.hidden_size * DTYPE_BYTES[config.dtype] * config.max_num_batched_tokens
-    return Spread(hidden, hidden)
+    return Spread(hidden, hidden) if head or compiled else Spread()
 
 
 def _actual(model: ModelSpec, share: RankShare, config: EngineConfig) -> Spread:

@@ -74,9 +74,12 @@ class LinearRun(Struct, frozen=True):
         self.adapters.write(p)
 
     def write_experts(self, p: Program, moe: FusedMoE, inner: int, item: int) -> None:
-        """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation."""
+        """The routed experts: quantized input, lasting workspaces, routing tables, quantized activation.
+
+        Marlin's kernels count a gate even where there is none (vLLM 0.26.0 fused_moe/experts/marlin_moe.py:666).
+        """
         hidden, top_k = moe.hidden_size, moe.top_k
-        width = inner * (2 if moe.gated else 1)
+        width = inner * (2 if moe.gated or self.kind == "packed" else 1)
         scratch: list[int] = []
         if self.kind == "fp8":
             scratch += [p.alloc("quantized input", token=hidden), p.alloc("input scales", token=self._scales(hidden))]

@@ -18,7 +18,8 @@ class Style(Struct, frozen=True):
     `sandwich`: norms after attention and MLP as well. `scaled_embedding`: embeddings are multiplied by a number.
     `keeps_input`: the attention's input stays in a dictionary of arguments until the layer returns. `sums`: the layer
     adds its residual itself, with norms before its blocks, after them, or one before both (planner.memory.sums);
-    `returns_residual`: and gives it to the model's loop beside its output."""
+    `returns_residual`: and gives it to the model's loop beside its output. `gives_output`: the layer makes the tensor
+    that its mixer writes to. `wide_qk_norm`: query and key are normed as PyTorch operations in float32."""
 
     keeps_gate_up: bool = True
     native_norm: bool = False
@@ -27,6 +28,8 @@ class Style(Struct, frozen=True):
     keeps_input: bool = False
     sums: Sums | None = None
     returns_residual: bool = False
+    gives_output: bool = False
+    wide_qk_norm: bool = False
 
     @property
     def pieces(self) -> bool:
@@ -148,4 +151,6 @@ def style_of(architecture: str) -> Style:
         keeps_input=architecture in ("Glm4MoeLiteForCausalLM", "AXK1ForCausalLM"),
         sums=_SUMS.get(architecture),
         returns_residual=architecture in _RETURNS_RESIDUAL,
+        gives_output=architecture == "KimiLinearForCausalLM",
+        wide_qk_norm=architecture == "MiniMaxM2ForCausalLM",
     )
