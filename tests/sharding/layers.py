@@ -45,7 +45,7 @@ def experts(**changes: Any) -> MoEShard:
 def linear(inputs: int, *outputs: int, **changes: Any) -> LinearShard:
     usual: dict[str, Any] = {
         "name": DOWN.name, "input_size": inputs, "output_sizes": outputs, "full_input_size": inputs,
-        "full_output_sizes": outputs, "row_parallel": False, "dtype": "bfloat16",
+        "full_output_sizes": outputs, "row_parallel": False, "dtype": "bfloat16", "tensor_parallel_size": 1,
     }  # fmt: skip
     return LinearShard(**{**usual, **changes})
 

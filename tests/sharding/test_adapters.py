@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from layers import linear
+from layers import EXPERTS as EXPERTS_LAYER
+from layers import experts, linear
 
 from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
@@ -182,6 +183,29 @@ def test_fully_sharded_experts_divide_rank_and_hidden_size_and_routers_stay() ->
     whole = {tensor.name: tensor.shape for tensor in alone.adapters if tensor.module.endswith("experts")}
     assert whole["w13_lora_a"] == (SLOTS, 2, RANK, HIDDEN)
     assert whole["w2_lora_b"] == (SLOTS, 2, HIDDEN, RANK)
+
+
+def test_experts_that_fuse_gate_and_up_have_one_adapter_for_both() -> None:
+    """lora/layers/fused_moe.py FusedMoE3DWithLoRA: one B of twice the width; no gate, one B of the width."""
+    spec = model()
+    args = EngineArgs(enable_lora=True, max_loras=SLOTS, max_lora_rank=RANK, max_model_len=2048)
+    config = resolve(spec, H200, args, "0.26.0")
+
+    def shapes(traits: AdapterTraits, **changes: Any) -> list[tuple[str, tuple[int, ...]]]:
+        made = Slots(traits, config).of([(EXPERTS_LAYER, experts(**changes))])
+        return [(tensor.name, tensor.shape[2:]) for tensor in made[1:]]
+
+    fused = shapes(AdapterTraits(fused_experts=True))
+    assert fused == [
+        ("w13_lora_a", (RANK, 256)),
+        ("w2_lora_a", (RANK, 128)),
+        ("w13_lora_b", (256, RANK)),
+        ("w2_lora_b", (256, RANK)),
+    ]
+    apart = shapes(AdapterTraits())
+    assert [name for name, _ in apart] == ["w13_lora_a"] * 2 + ["w2_lora_a"] + ["w13_lora_b"] * 2 + ["w2_lora_b"]
+    assert dict(apart)["w13_lora_b"] == (128, RANK)
+    assert [name for name, _ in shapes(AdapterTraits(), gated=False)].count("w13_lora_a") == 1
 
 
 def test_ranks_and_outputs_that_do_not_divide_are_refused() -> None:

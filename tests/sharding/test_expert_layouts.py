@@ -232,6 +232,9 @@ class TestNvfp4:
         assert tensors["w2_weight"] == ((4, 512, 64), "uint8")
         assert tensors["w13_weight_scale"] == ((4, 256, 32), "float8_e4m3fn")
         assert tensors["w2_weight_scale"] == ((4, 512, 8), "float8_e4m3fn")
+        for gated, inner in ((True, 192), (False, 256)):
+            padded = loaded(self.scheme(100).moe(experts(intermediate_size=160, gated=gated)))
+            assert padded["w2_weight"] == ((4, 256, inner // 2), "uint8")
         bare = loaded(self.scheme(100).moe(experts(hidden_size=320, intermediate_size=80, gated=False)))
         assert bare["w13_weight"] == ((4, 128, 256), "uint8")
         tensors = loaded(self.scheme(120).moe(shard))

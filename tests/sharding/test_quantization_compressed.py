@@ -56,7 +56,7 @@ class TestCompressedTensors:
             return self.selector(group({**INT4, "strategy": None, **changes})).targets["Linear"].weights.strategy
 
         assert (strategy(), strategy(group_size=-1), strategy(group_size=None)) == ("group", "channel", "tensor")
-        assert strategy(group_size=0) == "channel"
+        assert (strategy(group_size=0), strategy(group_size=1)) == ("channel", "group")
         with pytest.raises(InputError, match="group_size must be a whole number from -1"):
             strategy(group_size=-2)
 

@@ -33,7 +33,7 @@ class LinearShard(Struct, frozen=True, kw_only=True):
     row_parallel: bool
     dtype: DType
     component: str = "language_model"
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int
 
     @property
     def output_size(self) -> int:
