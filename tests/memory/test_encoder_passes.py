@@ -62,6 +62,12 @@ CALLS: dict[str, tuple[str, dict[str, Any], list[tuple[str, int, int, float]]]] 
     "lfm2 vl": (SERVED + "lfm2vl", {}, [PAGE]),
     "step3 vl": (SERVED + "step3vl", {"gpus": "h200:8", "tensor_parallel_size": 8}, [PAGE]),
     "cohere2 vision": (SERVED + "cohere2vision", TWO, [PAGE]),
+    "kimi vl two images": ("made__kimi-vl", {}, [PAGE, ("image", 300, 300, 0)]),
+    "dots ocr two images": (SERVED + "dotsocr", {}, [PAGE, ("image", 300, 300, 0)]),
+    "ernie two images": (SERVED + "ernie45vl", {}, [PAGE, ("image", 300, 300, 0)]),
+    "paddleocr two images": ("PaddlePaddle__PaddleOCR-VL", {}, [PAGE, ("image", 300, 300, 0)]),
+    "idefics3 two images": ("made__smolvlm-256", {}, [PAGE, ("image", 300, 300, 0)]),
+    "pixtral two images": ("made__pixtral-hf", {}, [PAGE, ("image", 300, 300, 0)]),
     "paligemma": (SERVED + "paligemma", {}, [PAGE]),
 }  # fmt: skip
 

@@ -320,6 +320,7 @@ def step3() -> WindowRule:
 )
 def test_windows_of_step3(size: tuple[int, int], windows: int, newlines: int) -> None:
     """transformers_utils/processors/step3_vl.py:75 determine_window_size, :166 get_num_patches."""
+    assert step3().largest_size() == (3024, 3024)
     item = step3().image(*size)
     assert item.sequences == 1 + windows
     assert item.tokens == 169 + 81 * windows

@@ -76,6 +76,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": (SMALL + "stablelm", EAGER),
     "laguna": ("poolside__Laguna-S-2.1-FP8", EAGER),
     "qwen2 moe compiled": (SMALL + "qwen2moe", {}),
+    "gemma, no head of its own": ("made__gemma1", EAGER),
     "gemma 3": (BOOT + "gemma3-27b-l6", EAGER | TWO),
     "gemma 4 with inputs of each layer": ("made__gemma4-e2b-text", EAGER),
     "gemma 3n": (SERVED + "gemma3n_text", EAGER | TWO),

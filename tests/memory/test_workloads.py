@@ -184,6 +184,11 @@ def test_media_without_sizes_are_refused(arguments: dict[str, Any], message: str
         media_item(vision_of(QWEN), **{"modality": "image", **arguments})
 
 
+def test_a_sound_of_no_length_is_one_frame() -> None:
+    assert media_item(vision_of("Qwen__Qwen2-Audio-7B-Instruct"), "audio").frames == 1
+    assert media_item(vision_of(QWEN), "video", width=300, height=300, seconds=0).frames == 4
+
+
 def test_frames_may_be_given_instead_of_seconds() -> None:
     vision = vision_of(QWEN)
     assert media_item(vision, "video", width=300, height=300, frames=7).frames == 7

@@ -30,9 +30,9 @@ class Projector(Struct, frozen=True, kw_only=True):
     inner: int
     output: int
     tp: int
-    shuffles: bool = False
-    resamples: bool = False
-    each_patch: bool = False
+    shuffles: bool
+    resamples: bool
+    each_patch: bool
 
 
 class PlainRun(Struct, frozen=True, kw_only=True):

@@ -27,10 +27,10 @@ class QwenMerger(Struct, frozen=True, kw_only=True):
 
     merge: int
     output: int
-    deepstack: int = 0
-    merges_last: bool = False
-    windowed: bool = False
-    position_table: bool = False
+    deepstack: int
+    merges_last: bool
+    windowed: bool
+    position_table: bool
 
 
 def write_qwen(run: TowerRun, merger: QwenMerger, items: Sequence[MediaItem]) -> int:

@@ -44,9 +44,9 @@ class Tower(Struct, frozen=True, kw_only=True):
     splits: int
     transposes: bool
     quantized_inputs: bool
-    copied_qkv: bool = False
-    float_tables: bool = False
-    keeps_attention: bool = False
+    copied_qkv: bool
+    float_tables: bool
+    keeps_attention: bool
 
 
 class TowerRun:
