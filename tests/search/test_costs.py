@@ -17,6 +17,7 @@ from planner.search.costs import MANY_BLOCKS, size_costs
 from planner.units import MIB
 
 MODELS = {
+    "small": ("Qwen/Qwen2.5-0.5B-Instruct", "l4:1", {"enforce_eager": True}),
     "dense": ("Qwen/Qwen2.5-7B-Instruct", "l20:2", {"tensor_parallel_size": 2}),
     "stages": ("google/gemma-2-9b-it", "a10:2", {"pipeline_parallel_size": 2}),
     "experts": ("Qwen/Qwen3-30B-A3B-FP8", "h200:1", {}),
@@ -34,7 +35,7 @@ def deployed(name: str, seqs: int, tokens: int) -> Deployment:
     return deploy(spec, pool, resolve(spec, pool.gpu, args, api.DEFAULT_VERSION))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "small"])
 def test_a_pair_costs_what_the_engine_takes(name):
     """Each term of the whole model's ledger, in bytes asked for. The estimate has them in blocks of the allocator, a
     little larger; what that retains is of the model with two layers of each kind. Intervals are those of the layout,
@@ -73,6 +74,23 @@ def test_a_pair_costs_what_the_engine_takes(name):
             assert int(wide.non_kv[place] - stage.non_kv[place]) == spread.engine.up
             assert int(wide.profile_peak[place] - stage.profile_peak[place]) == spread.profile.up
             assert int(wide.beside_cache[place] - stage.beside_cache[place]) == spread.held
+
+
+def test_one_pair_of_a_small_engine():
+    one = deployed("small", 8, 2048)
+    (share,) = one.shares
+    boot = Boot(one.model, share, one.config)
+    term = runtime_terms(boot)
+    (stage,) = size_costs(one, EngineArgs(max_model_len=8192), [(8, 2048)], None, "expected").stages
+    peak = peak_activation_bytes(activation_stages(one.model, share, one.config), 2048, 8)
+    assert int(stage.non_kv[0]) == term.non_kv_bytes - term.peak_activation_bytes + peak
+    assert int(stage.weights[0]) == term.weights_memory_bytes
+    assert int(stage.context[0]) == term.cuda_context_bytes
+    assert int(stage.encoder[0]) == 0
+    state = term.profile_peak_bytes - term.peak_activation_bytes + peak - int(stage.profile_peak[0])
+    assert 0 <= state < 64 * 1024, "the runner's buffers in blocks of the allocator"
+    retained = retained_bytes(Boot(*thin(one.model, share), one.config), one.pool, one.pool.stages[0], MANY_BLOCKS)
+    assert int(stage.beside_cache[0]) == term.device_bytes_beside_cache - state + retained
 
 
 def test_sizes_between_are_interpolated():

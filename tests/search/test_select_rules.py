@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from planner.engine.args import EngineArgs
@@ -12,7 +14,7 @@ from planner.model.build import build_model
 from planner.model.spec import ModelFiles, ModelSpec
 from planner.search.search import search
 from planner.search.select import Choice, select
-from planner.search.select_judge import TENSOR_PARALLEL, EngineFit, best_budget, judge_of
+from planner.search.select_judge import TENSOR_PARALLEL, EngineFit, Judge, best_budget, judge_of
 from planner.search.space import UTILIZATIONS, SearchOptions, Workload
 from planner.sources.hardware_catalog import load_hardware_catalog
 from planner.units import GIB, MIB
@@ -122,6 +124,23 @@ def test_a_choice_is_the_layout_that_holds_most(concurrency):
             assert choice.rejection is None
     chosen = select(model, [gpu], options, VERSION, max_count=9, nodes=(1, 3))
     assert [(choice.count, choice.nodes) for choice in chosen] == [(n, many) for many in (1, 3) for n in range(1, 10)]
+
+
+def test_less_tensor_parallelism_where_layouts_hold_as_many(monkeypatch):
+    gpu = card("l4", 12)
+    one = judge_of(dense(), [gpu], asked(), VERSION).engine(gpu, 1, 1)
+    assert isinstance(one, EngineFit)
+    for held, expected in (({1: 10, 2: 20, 4: 40}, 1), ({1: 9, 2: 20, 4: 40}, 2), ({1: 10, 2: 20, 4: 41}, 4)):
+
+        def engine(self: Judge, gpu: GpuSpec, tp: int, pp: int, held: dict[int, int] = held) -> EngineFit:
+            return replace(one, tensor_parallel_size=tp, requests=held[tp])
+
+        monkeypatch.setattr(Judge, "engine", engine)
+        choice = select(dense(), [gpu], asked(40), VERSION, max_count=4)[3]
+        assert choice.engine is not None
+        assert choice.engine.tensor_parallel_size == expected
+        assert choice.replicas == 4 // expected
+        assert (choice.rejection is None) is (choice.requests >= 40)
 
 
 def test_machines_share_a_model_that_none_holds_alone():

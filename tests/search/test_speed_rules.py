@@ -61,11 +61,14 @@ def test_all_reduces_take_a_start_and_their_bytes_over_the_link(ranks, table, sp
     alone = replace(reduced, reductions=0)
     moved = 64 * 8192 * 2 * (ranks - 1) / ranks
     slow = GPU.model_copy(update={"nvlink_bytes_per_s": None, "pcie_gen": 4})
+    assert 0.02 < shares.PCIE[table].at(speed) < 0.35
+    assert 0.1 < shares.NVLINK.at(speed) < 0.5
     for gpu, start, link in (
         (GPU, shares.NVLINK_SECONDS[table], GPU.nvlink_bytes_per_s * shares.NVLINK.at(speed)),
         (slow, shares.PCIE_SECONDS[table], 32e9 * shares.PCIE[table].at(speed)),
     ):
         more = step_seconds(reduced, gpu, "bfloat16", 64, speed) - step_seconds(alone, gpu, "bfloat16", 64, speed)
+        assert 4e-6 < start.at(speed, seconds=True) < 30e-6, "microseconds, as measured"
         assert more == pytest.approx(20 * (start.at(speed, seconds=True) + moved / link))
 
 
