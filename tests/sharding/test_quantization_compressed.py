@@ -6,7 +6,7 @@ import pytest
 from layers import DOWN, EXPERTS, NAMES, TOWER, WORDS, created, experts, linear, loaded, of
 
 from planner.errors import InputError, UnsupportedError
-from planner.model.modules import Attention
+from planner.model.modules import Attention, PackedNames
 from planner.sharding.quantization import compressed_tensors
 from planner.sharding.quantization.base import UNQUANTIZED
 from planner.sharding.quantization.context import Section
@@ -37,6 +37,18 @@ class TestCompressedTensors:
         assert list(selector.targets) == ["Linear", "re:model.layers"]
         assert selector.scheme(TOWER) is UNQUANTIZED
         assert selector.scheme(DOWN).name == "compressed-tensors wNa16"
+
+    def test_a_prefix_for_all_paths_leaves_classes_and_patterns_alone(self) -> None:
+        """The Transformers backend maps "" to "model."."""
+        section = {
+            **group(INT4, targets=("Linear", "re:.*x")),
+            "ignore": ["lm_head", "re:.*y", "layers.0.mlp.down_proj"],
+        }
+        selector = of(
+            compressed_tensors, {"format": "pack-quantized", **section}, names=PackedNames(prefixes=(("", "model."),))
+        )
+        assert selector.ignored == ("lm_head", "re:.*y", DOWN.name)
+        assert list(selector.targets) == ["Linear", "re:.*x"]
 
     def test_sparsity_and_transforms_count_only_where_they_have_targets(self) -> None:
         for empty in ({}, {"targets": []}, {"format": "dense"}):

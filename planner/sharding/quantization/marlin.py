@@ -17,17 +17,16 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def padded_nk(n: int, k: int, group_size: int = -1) -> tuple[int, int]:
-    """(n, k) padded to the cheaper of the two thread-tile families, k kept a multiple of the group."""
-    group = max(group_size, 1)
+    """(n, k) padded to the cheaper of the two thread-tile families, k kept a multiple of the group (-1: of any k)."""
     candidates = (
-        (round_up(n, 64), round_up(k, lcm(128, group))),
-        (round_up(n, 128), round_up(k, lcm(64, group))),
+        (round_up(n, 64), round_up(k, lcm(128, group_size))),
+        (round_up(n, 128), round_up(k, lcm(64, group_size))),
     )
     return min(candidates, key=lambda nk: (nk[0] * nk[1], nk[0] + nk[1]))
 
 
 def padded_moe_intermediate(size: int, group_size: int = -1) -> int:
-    return round_up(size, lcm(64, max(group_size, 1)))
+    return round_up(size, lcm(64, group_size))
 
 
 def supports_moe(shard: MoEShard, group_size: int, *, padding: bool) -> bool:
