@@ -46,12 +46,14 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """An estimate and its evidence. What vLLM's refusal came before is None."""
+    """An estimate and its evidence. What vLLM's refusal came before is None. `terms` and `retained_bytes` (what the
+    allocator holds beyond weights, state and cache) are of each stage."""
 
     estimate: Estimate
     config: EngineConfig | None = None
     deployment: Deployment | None = None
     terms: tuple[RuntimeTerms, ...] = ()
+    retained_bytes: tuple[int, ...] = ()
 
 
 def assess(
@@ -156,7 +158,7 @@ def assess_deployment(
             *encoder_warning(model, shares[0], asked, workload),
         ),
     )
-    return Assessment(estimate, config, deployment, terms)
+    return Assessment(estimate, config, deployment, terms, tuple(retained))
 
 
 def requested_memory_bytes(total_memory_bytes: int, gpu_memory_utilization: float) -> int:

@@ -301,14 +301,13 @@ def _needs(found: Assessment, concurrency: int, confidence: Confidence) -> list[
     """What each stage needs. PyTorch gives back what it retains before the device runs out of memory."""
     assert found.config is not None
     assert found.deployment is not None
-    assert found.estimate.per_gpu is not None
-    pool, config, gpu = found.deployment.pool, found.config, found.estimate.per_gpu
+    pool, config = found.deployment.pool, found.config
     length = max(config.max_model_len, 1)
     blocks = int(blocks_for_request(pool, length, config.max_num_batched_tokens)) * concurrency + (concurrency > 1)
     rows = []
-    for term, stage in zip(found.terms, pool.stages, strict=True):
+    for term, retained, stage in zip(found.terms, found.retained_bytes, pool.stages, strict=True):
         spread = CERTAIN if confidence == "expected" else term.spreads
-        held = term.device_bytes_beside_cache + max(int(spread.device.up), gpu.allocator_retained_bytes)
+        held = term.device_bytes_beside_cache + max(int(spread.device.up), retained)
         rows.append(
             _Need(
                 cache=blocks * stage.bytes_per_needed_block,

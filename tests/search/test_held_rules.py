@@ -97,6 +97,22 @@ def test_windows_hold_their_tokens_and_what_runs_ahead():
     assert [int(held.needed(count, np.array([2048]))[0]) for count in (1, 3)] == [own + beyond, 3 * own + beyond]
 
 
+def test_a_prefix_is_shared_in_whole_groups_alone():
+    """Of windowed groups each request holds its own window, wherever the prefix ends."""
+    windowed = deployed("openai/gpt-oss-20b", "h200:1", max_model_len=32768)
+    groups = windowed.pool.fullest.groups
+    whole = [group for group in groups if group.window is None]
+    assert 0 < len(whole) < len(groups)
+    assert len({group.block_size for group in groups}) == 1
+    block = groups[0].block_size
+    alone, shared = (
+        held_by(windowed, fixed(20000)),
+        held_by(windowed, fixed(20000, shared_prefix_tokens=100 * block + 1)),
+    )
+    assert (alone.shared, shared.shared) == (0, 100 * len(whole))
+    assert alone.mean - shared.mean == 100 * len(whole)
+
+
 def test_beyond_the_simulated_counts_the_normal_law_takes_over():
     mix = tailed()
     held, rounded = held_by(DENSE, mix), 16

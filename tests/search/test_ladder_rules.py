@@ -51,21 +51,25 @@ def starts(gpus: str, args: EngineArgs, concurrency: int) -> bool:
     return concurrency == 1 or blocks > need * concurrency
 
 
-@pytest.mark.parametrize("concurrency", [1, 2, 5])
-@pytest.mark.parametrize("utilization", [0.2, 0.99])
-def test_only_the_utilization_moves_where_that_is_enough(utilization, concurrency):
-    """To the nearest one that is: a hundredth less far would not do. The cache holds the requests and one block."""
-    found = ladder("l4:1@6GiB", concurrency, gpu_memory_utilization=utilization, max_model_len=4096)
+@pytest.mark.parametrize(("stages", "concurrency"), [(1, 1), (1, 2), (1, 5), (2, 1), (2, 5)])
+@pytest.mark.parametrize("above", [False, True])
+def test_only_the_utilization_moves_where_that_is_enough(above, stages, concurrency):
+    """To the nearest one that is: a hundredth less far would not do. The cache holds the requests and one block, on
+    each of two stages, of which the last has the output head."""
+    gib, utilization = (6, 0.2) if stages == 1 else (12, 0.05)
+    gpus, utilization = f"l4:{stages}@{gib}GiB", 0.99 if above else utilization
+    flags = {"gpu_memory_utilization": utilization, "max_model_len": 4096, "pipeline_parallel_size": stages}
+    found = ladder(gpus, concurrency, **flags)
     (step,) = found.steps
     assert [name for name, _ in step.change.fields] == ["gpu_memory_utilization"]
     assert (found.lacking_bytes, step.lacking_bytes) == (0, 0)
     chosen = found.args.gpu_memory_utilization
     assert chosen is not None
-    assert starts("l4:1@6GiB", found.args, concurrency)
+    assert starts(gpus, found.args, concurrency)
     nearer = chosen - 0.01 if utilization < chosen else chosen + 0.01
-    assert not starts("l4:1@6GiB", found.args.model_copy(update={"gpu_memory_utilization": nearer}), concurrency)
+    assert not starts(gpus, found.args.model_copy(update={"gpu_memory_utilization": nearer}), concurrency)
     assert chosen == pytest.approx(round(chosen, 2))
-    assert step.freed_bytes == pytest.approx(abs(chosen - utilization) * 6 * GIB, abs=2)
+    assert step.freed_bytes == pytest.approx(abs(chosen - utilization) * gib * GIB, abs=2)
     assert step.change.costs.startswith("the engine takes more" if chosen > utilization else "a smaller cache")
 
 
