@@ -13,7 +13,7 @@ from planner.memory.assess import assess
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles, ModelSpec
 from planner.search.explorer import Explorer, Tally, tally_grid, wanted_concurrency
-from planner.search.grid import VERDICTS, candidates_of_a_pair, size_pairs
+from planner.search.grid import VERDICTS, candidates_of_a_pair, evaluate, size_pairs
 from planner.search.layouts import (
     BLOCK_SIZES,
     cache_dtypes,
@@ -24,6 +24,7 @@ from planner.search.layouts import (
 from planner.search.media import media_of, too_long
 from planner.search.search import all_candidates, search
 from planner.search.space import BATCHED_TOKENS, LENGTH_STEPS, SEQUENCES, UTILIZATIONS, SearchOptions, Workload
+from planner.search.workload import RequestMix, TokenLengths
 from planner.sources.gpu_pool import parse_gpus
 from planner.units import GIB
 
@@ -378,6 +379,35 @@ def test_a_grid_by_hand(memory, concurrency, margin):
             assert VERDICTS[int(grid.verdicts[0, column, index])] == verdict
             seen.add(verdict)
     assert len(seen) > 1
+
+
+@pytest.mark.parametrize("requests", [2, 30])
+def test_a_mix_is_held_by_blocks_beside_the_first(requests):
+    """What the requests hold decides and not their number of full lengths; a plan says what it needs and holds."""
+    lengths = RequestMix(prompt=TokenLengths(p50=900, p95=900), output=TokenLengths(p50=100, p95=100))
+    options = asked({**FIXED, "max_num_seqs": 64}, load={"concurrency": requests, "mix": lengths}, safety_margin=0.0)
+    explorer = explored(dense(layers=40), parse_gpus("l4:1@4GiB"), options)
+    candidates = explorer.candidates("auto", 1, 1, 1)
+    assert candidates is not None
+    assert candidates.demand is not None
+    grid, (costs,) = candidates.grid, explorer.costs.values()
+    needed = int(candidates.demand.blocks.needed(requests, costs.tokens)[0])
+    for column in range(len(grid.utilizations)):
+        held, late = int(grid.blocks[0, column]) - 1 >= needed, VERDICTS[int(grid.verdicts[0, column, 0])]
+        assert (late in (None, "startup_memory", "device_memory")) is held or late == "startup_memory"
+        assert int(grid.requests[0, column]) == int(
+            candidates.demand.blocks.held(grid.blocks[0, column : column + 1], costs.tokens)[0]
+        )
+    blocks = grid.blocks.copy()
+    blocks[0, :3] = needed, needed + 1, needed + 2
+    with_blocks = pytest.MonkeyPatch()
+    with_blocks.setattr("planner.search.grid.num_blocks", lambda pool, available: blocks)
+    again = evaluate(grid.deployment, costs, options, requests, candidates.demand.blocks)
+    with_blocks.undo()
+    assert [VERDICTS[int(code)] == "kv_cache" for code in again.verdicts[0, :3, 0]] == [True, False, False]
+    plans = search(dense(layers=40), parse_gpus("l4:1@6GiB"), options, VERSION).plans
+    assert plans[0].demand is not None
+    assert plans[0].demand.held >= plans[0].demand.concurrency == requests
 
 
 def test_nothing_is_worked_out_for_a_device_that_no_budget_reaches():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from planner import api
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import assess
@@ -199,6 +200,31 @@ def test_weights_above_the_card_are_told_with_their_bytes():
     found = engines(large, card("l4", 20), asked(1))[1]
     assert isinstance(found, EngineFit)
     assert refused.need_bytes == found.weights_memory_bytes
+
+
+def test_the_heaviest_stage_must_fit_the_card():
+    """The embedding and the output head make stages unlike: the card holds the lighter one and not the other."""
+    model = dense(layers=7, heads=16)
+    whole = engines(model, card("l4"), asked(1), 2)[1]
+    assert isinstance(whole, EngineFit)
+    deployment = judge_of(model, [card("l4")], asked(1), VERSION).split(
+        GpuPool(spelling="l4", gpu=card("l4"), count=1, nodes=2), whole.config
+    )
+    stages = deployment.weights_bytes(whole.config)
+    assert len(set(stages)) == 2
+    between = card("l4").model_copy(update={"total_memory_bytes": sum(stages) // 2})
+    refused = engines(model, between, asked(1), 2)[1]
+    assert isinstance(refused, Rejection)
+    assert (refused.bottleneck, refused.need_bytes) == ("weights", max(stages))
+
+
+@pytest.mark.parametrize(("name", "own"), [("google/gemma-4-E2B-it", True), ("Qwen/Qwen2.5-VL-7B-Instruct", False)])
+def test_towers_that_read_the_cards_memory_share_no_work(name, own):
+    model = api.load_spec(api.Request(model=name, gpus="", offline=True))
+    gpu = card("l4")
+    judge = judge_of(model, [gpu], asked(1), VERSION)
+    shared = judge.shared(judge.config(gpu, 1, 1), gpu)
+    assert shared.gpu_memory_bytes == (gpu.total_memory_bytes if own else 0)
 
 
 def test_cards_alike_share_the_work_and_keep_their_own_memory():

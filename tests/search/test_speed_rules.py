@@ -178,6 +178,17 @@ def test_eight_bit_weights_multiply_as_fast_as_the_card_can():
     assert step_seconds(many, plain, "float32", 4096) == step_seconds(many, plain, "bfloat16", 4096)
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_each_stage_runs_its_own_layers(stages):
+    """Ten layers: what attention takes at least and a layer's small kernels, of the fullest stage as often as there are
+    stages."""
+    staged = load(stages=stages, dense_bytes=0, decode_flops=0, cache_bytes=0, multiplications=12)
+    layers = -(-10 // stages)
+    by_hand = stages * (layers * shares.ATTENTION_SECONDS.value + (12 + 4 * layers) * shares.KERNEL_SECONDS.value)
+    by_hand += shares.STEP_SECONDS.value + shares.SEQUENCE_SECONDS.value
+    assert step_seconds(staged, GPU, "bfloat16", 1) == pytest.approx(by_hand)
+
+
 @pytest.mark.parametrize("kind", ["eight_bit", "packed"])
 def test_small_weights_are_read_at_the_rate_of_their_kernels(kind):
     few = load(cache_bytes=0, attention=(), multiplications=0)
