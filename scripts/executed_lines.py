@@ -181,10 +181,12 @@ def test_key(place: Path, file: str) -> str:
 
 
 def is_fresh(place: Path, file: str, entry: dict[str, Any]) -> bool:
-    """Whether an entry of the map still holds: same tests, same text of the room's files that they execute."""
-    return entry["key"] == test_key(place, file) and all(
-        (place / name).is_file() and digest(place / name) == known for name, known in entry["sources"].items()
-    )
+    """Whether an entry of the map still holds: same tests, same text of the room's files that they execute.
+
+    One with failing tests does not: they may have failed for a change under way elsewhere.
+    """
+    same = all((place / name).is_file() and digest(place / name) == known for name, known in entry["sources"].items())
+    return same and not entry["dropped"] and bool(entry["key"] == test_key(place, file))
 
 
 def load(path: Path | None) -> dict[str, Any]:

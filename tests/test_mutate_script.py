@@ -43,10 +43,6 @@ def test_pairs():
 @pytest.mark.parametrize("total", [3, 4])
 def test_room(total):
     assert room(total) == 2 * total
-
-
-def test_wrong():
-    assert False
 """
 
 
@@ -96,6 +92,7 @@ def test_a_mutant_meets_the_tests_that_execute_it(tmp_path):
     (tmp_path / "planner" / "__init__.py").touch()
     (tmp_path / "planner" / "room" / "rule.py").write_text(SOURCE)
     (tmp_path / "tests" / "test_room.py").write_text(TESTS)
+    (tmp_path / "tests" / "test_wrong.py").write_text("def test_wrong():\n    assert False\n")
     command = [sys.executable, "scripts/mutate.py", "planner/room", "--tests", "tests", "--map", "map.json"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     for out in ("first.csv", "second.csv"):
@@ -108,7 +105,7 @@ def test_a_mutant_meets_the_tests_that_execute_it(tmp_path):
             timeout=120,
         )
         assert done.returncode == 1, done.stderr
-        assert "left out, 1 that do not pass: tests/test_room.py::test_wrong" in done.stdout
+        assert "left out, 1 that do not pass: tests/test_wrong.py::test_wrong" in done.stdout
         assert ("traced: tests/test_room.py: 3 tests" in done.stdout) is (out == "first.csv")
     first, second = (
         list(csv.DictReader((tmp_path / out).read_text().splitlines())) for out in ("first.csv", "second.csv")
