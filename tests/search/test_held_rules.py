@@ -253,6 +253,12 @@ def test_littles_law_at_the_slow_and_the_fast_end():
     assert found.interval[0] < found.requests
 
 
+def test_a_slow_rate_needs_one_request():
+    found = demand(fixed(1000, 200), request_rate=0.001)
+    assert isinstance(found, LayoutDemand)
+    assert (found.requests, found.interval) == (1, (1, 1))
+
+
 def test_a_rate_that_prompts_alone_fill_is_refused():
     refused = demand(fixed(30000, 10), replicas=2, request_rate=20.0)
     assert isinstance(refused, Rejection)

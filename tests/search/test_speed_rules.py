@@ -297,7 +297,10 @@ def test_one_request_waits_for_nobody():
     assert found.ttft_s.value == pytest.approx(shares.REQUEST_SECONDS.value + reading + alone)
     assert found.itl_s.value == pytest.approx(alone)
     assert found.output_tokens_per_s.value == pytest.approx(1 / found.ttft_s.value)
-    assert estimated_speed(one, GPU, "bfloat16", 2, 100, 0).itl_s.value > found.itl_s.value
+    pair = step_seconds(one, GPU, "bfloat16", 2)
+    for output in (0, 1):
+        both = estimated_speed(one, GPU, "bfloat16", 2, 100, output)
+        assert both.itl_s.value == pytest.approx(pair + reading), "the other one's prompt, for one token"
 
 
 def test_engines_take_whole_requests():
