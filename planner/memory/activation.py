@@ -13,6 +13,7 @@ from planner.memory.forward import Forward
 from planner.memory.layers import batchless
 from planner.memory.multimodal.encoder import profiled_encoder, profiles_encoder
 from planner.memory.program import LiveTensor, Part, Program, Stage
+from planner.memory.runner_state import received_states
 from planner.memory.sampling import batch_index, dummy_sample_v1, dummy_sample_v2, head_of
 from planner.memory.step import Step
 from planner.model.spec import ModelSpec
@@ -73,6 +74,9 @@ def _profile_program(model: ModelSpec, share: RankShare, config: EngineConfig) -
     program.stage("inputs")
     index = batch_index(program) if v2 else []
     keep_addresses(program, share, config)
+    if not v2 and share.pp_rank > 0:
+        for tensor in received_states(model, config):
+            program.keep(tensor.name, token=tensor.bytes_per_token)
     forward = forward_of(model, share, config)
     if isinstance(forward, CompiledForward):
         forward.write_compilation(program)

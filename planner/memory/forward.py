@@ -134,7 +134,8 @@ class Forward:
             given, before = (residual, None) if first else (loop, residual)
             blocks = self._mixers(layer), lambda p: self._feed_forward(p, layer)
             return write_adding_layer(p, layer, given, before, blocks, style=self.style, hidden=self.hidden)
-        normed = p.alloc("normalized input", token=self.hidden) if first else None
+        opens = first and self.share.pp_rank == 0
+        normed = p.alloc("normalized input", token=self.hidden) if opens else None
         if layer.has_one_part:
             out = self._mixer(p, layer) if layer.mixes else self._feed_forward(p, layer)
             p.free(normed, loop)

@@ -11,6 +11,7 @@ from planner.engine.config import EngineConfig
 from planner.memory.drafting import draft_buffers
 from planner.memory.layers import latent_workspace_rows, takes_media, uses_mrope
 from planner.memory.program import LiveTensor
+from planner.memory.styles import style_of
 from planner.model.modules import Attention
 from planner.model.spec import ModelSpec
 from planner.values import DTYPE_BYTES
@@ -64,6 +65,18 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
         ("grammar bitmask", mask * (config.num_speculative_tokens + 1)),
     )
     return (*tensors, *(LiveTensor(name, bytes_per_seq=size) for name, size in rows))
+
+
+def received_states(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]:
+    """What a stage copies the hidden states and the residual of the stage before into (a class whose layers give no
+    residual has none): V2 makes it once the weights are there, V1 in its first run.
+
+    Source: vLLM 0.26.0 v1/worker/gpu/model_runner.py:366, v1/worker/gpu_model_runner.py:6050.
+    """
+    style = style_of(model.language_class or model.architecture)
+    names = ("hidden states", "residual") if style.sums is None or style.returns_residual else ("hidden states",)
+    size = model.text.hidden_size * DTYPE_BYTES[config.dtype]
+    return tuple(LiveTensor(f"{name} of the stage before", bytes_per_token=size) for name in names)
 
 
 def kv_tables(model: ModelSpec, config: EngineConfig, block_sizes: tuple[int, ...]) -> tuple[LiveTensor, ...]:
