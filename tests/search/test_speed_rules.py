@@ -85,6 +85,7 @@ def test_pcie_of_a_generation(generation, capability, bytes_per_s):
     gpu = GPU.model_copy(update=update)
     reduced = load(ranks=2, reductions=1, reduced_bytes=10**6)
     more = step_seconds(reduced, gpu, "bfloat16", 1) - step_seconds(replace(reduced, reductions=0), gpu, "bfloat16", 1)
+    assert bytes_per_s in shares.PCIE_BYTES_PER_S.values()
     moved = 10**6 / (bytes_per_s * shares.PCIE[2].value)
     assert more == pytest.approx(shares.PCIE_SECONDS[2].value + moved)
 
