@@ -170,6 +170,7 @@ def test_steps_at_once_are_steps_one_by_one(sizes: list[int], freed: list[int]) 
 
 def test_peaks_begin_anew_with_what_is_held() -> None:
     allocator = CachingAllocator()
+    assert (allocator.peak_allocated_bytes, allocator.peak_reserved_bytes) == (0, 0)
     kept = allocator.allocate(30 * MIB)
     allocator.free(allocator.allocate(50 * MIB))
     allocator.empty_cache()

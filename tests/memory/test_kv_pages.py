@@ -8,6 +8,7 @@ import pytest
 from kv_cases import engine
 
 from planner.errors import UnsupportedError
+from planner.memory.kv_blocks import align_block_sizes
 from planner.memory.kv_groups import LayerGroup, group_layers
 from planner.memory.kv_pages import (
     SMALLEST_KERNEL_BLOCK,
@@ -174,6 +175,17 @@ def test_windows_alone_stay_windows() -> None:
     windows = {"a": spec(kind="sliding_window", window=100), "b": spec(kind="sliding_window", window=100)}
     assert [group.specs for group in group_layers(windows, hybrid_manager=False)] == [windows]
     assert group_layers({}, hybrid_manager=False) == []
+
+
+def test_a_state_beside_latent_attention_is_padded_to_the_wider_cache() -> None:
+    """Sparse latent attention has an indexer's narrower cache beside its own: 576 numbers a token are 1152 bytes."""
+    latent = layer(kind="mla_attention", num_kv_heads=1, head_size=576)
+    narrow = layer(layer_name="indexer", kind="mla_attention", num_kv_heads=1, head_size=132)
+    state = layer(layer_name="state", kind="mamba", state_shapes=((100_000,),), state_dtypes=("uint8",))
+    for order in ((latent, narrow, state), (narrow, latent, state)):
+        sizes = align_block_sizes(order, engine(attention_backend="FLASH_ATTN_MLA"))
+        assert sizes.block_size == 16 * 6 == -(-100_000 // (16 * 1152)) * 16
+        assert sizes.mamba_page_padded_bytes == 96 * 1152
 
 
 @pytest.mark.parametrize(

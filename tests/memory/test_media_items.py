@@ -1,7 +1,8 @@
-"""What every processor family makes of images, videos and sounds of many shapes, as a table (tests/golden/media).
+"""What every processor family makes of images, videos and sounds of many shapes, as a table (tests/golden/passes).
 
-The rules and their sources are in the modules; single figures are worked out by hand in test_media_families.py and
-test_media_served.py. Here each family's whole arithmetic is held, row by row, so that a changed rounding shows.
+The rules and their sources are in the modules; they agree with the processors' own functions (transformers 5.14.1, vLLM
+0.26.0) on random shapes. Single figures are worked out by hand in test_media_families.py and test_media_served.py. Each
+family's whole arithmetic is held here, row by row, so that a changed rounding shows.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from planner.memory.multimodal.gemma4_tower import encoder_chunk
 from planner.memory.multimodal.item import MediaItem
 from planner.memory.multimodal.kwargs import NO_KWARGS, ProcessorKwargs, processor_kwargs
 from planner.memory.multimodal.patches import Bounds, PatchRule, most_features, smart_resize
-from planner.memory.multimodal.shaped import GlmRule
+from planner.memory.multimodal.shaped import GlmRule, PaddleRule
 from planner.memory.multimodal.squares import FixedRule, PinpointRule, SliceRule, TileRule, best_pinpoint
 from planner.memory.multimodal.styles import tower_of
 from planner.memory.multimodal.views import WindowRule
@@ -196,6 +196,7 @@ def gemma3(text: str | None = '{"do_pan_and_scan": true}') -> FixedRule:
         ((500, 300), 0),  # two crops of 250 pixels are too small
         ((1000, 255), 0),
         ((1024, 256), 4),
+        ((767, 256), 2),  # three by shape, two of 256 pixels at least
     ],
 )
 def test_gemma3_pans_over_long_images(size: tuple[int, int], crops: int) -> None:
@@ -372,6 +373,14 @@ def test_where_flash_attention_serves_an_encoder(style: Any, changes: dict[str, 
     found = tower_of(ENCODER, style, config, [item(64)], 2, quantized=True)
     assert (found.flash, found.transposes) == (flash, style != "qwen2_5")
     assert (found.tp, found.rotary_size, found.gated, found.quantized_inputs) == (2, 40, True, True)
+
+
+def test_the_dummy_of_paddleocr_has_a_whole_cell_at_least() -> None:
+    one = PaddleRule("PaddleOCRVL", patches(max_pixels=28 * 28).rule, NO_KWARGS)
+    assert one.largest_size() == (28, 28)
+    assert PaddleRule("PaddleOCRVL", patches(max_pixels=28 * 28 * 7).rule, NO_KWARGS).largest_size() == (84, 56)
+    with pytest.raises(InputError, match="larger than the largest image"):
+        PaddleRule("PaddleOCRVL", patches(max_pixels=28 * 28 - 1).rule, NO_KWARGS).largest_size()
 
 
 def test_a_chunk_of_gemma4_is_one_image_at_least() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from planner.memory import device
+from planner.memory.activation import profile_program
 from planner.memory.device import Boot
 from planner.units import MIB
 from tests.memory.pass_cases import check_text, set_up
@@ -61,6 +62,19 @@ def test_graphs_of_their_own_pool_are_added() -> None:
     source, flags = STARTUPS["qwen2.5 compiled"]
     plain = Boot(*set_up(source, **flags)).finish([MIB], (16,), 100)
     assert Boot(*set_up(source, **flags)).finish([MIB], (16,), 100, graph_bytes=12345) == plain + 12345
+
+
+def test_cards_of_unknown_size_have_132_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """V1's top-k kernel keeps a row for each program, of which there are as many as multiprocessors at most."""
+    model, share, config = set_up(BOOT + "q25-7b-l4", **EAGER, **V1, max_num_seqs=600)
+    unknown = config.model_copy(update={"sm_count": None})
+    program = profile_program(model, share, unknown)
+    (kept,) = {event.tensor for event in program.flat() if event.tensor.name == "Triton top-k and top-p buffer"}
+    assert kept.constant_bytes == 132 * 4 * model.text.vocab_size
+    seen: list[int] = []
+    monkeypatch.setattr(device, "dummy_sample_v1", lambda p, head, sms, rows, rule, **more: seen.append(sms))
+    Boot(model, share, unknown).finish([], (16,), 1000)
+    assert seen == [132]
 
 
 def test_a_cache_of_one_block_still_warms_up() -> None:
