@@ -21,7 +21,7 @@ from planner.memory.constants import Measured
 from planner.memory.drafting import write_drafting
 from planner.memory.layers import batchless, load_traits, takes_media
 from planner.memory.program import LiveTensor, Part, Program
-from planner.memory.runner_state import kv_tables, received_states, runner_buffers, sampler_buffers
+from planner.memory.runner_state import kv_tables, runner_buffers, sampler_buffers
 from planner.memory.sampling import batch_index, dummy_sample_v1, head_of, warm_up_sample_v2
 from planner.memory.step import Step
 from planner.model.spec import ModelSpec
@@ -59,9 +59,7 @@ class Boot:
         self.allocator, self._kept = loaded(self.allocator, share, load_traits(model, share, config), tuple(indices))
         self.weights_memory_bytes = self.allocator.allocated_bytes - inputs
         self.allocator.empty_cache()
-        self._make(sampler_buffers(model, config, last_stage=self._last))
-        if config.model_runner == "v2" and share.pp_rank > 0:
-            self._make(received_states(model, config))
+        self._make(sampler_buffers(model, config, last_stage=self._last, first_stage=share.pp_rank == 0))
         self.allocator.max_split_bytes = None if self._release.profile_splits_blocks else LOAD_MAX_SPLIT_BYTES
         before = self.allocator.allocated_bytes
         self.runner_state_bytes = before - self.weights_memory_bytes

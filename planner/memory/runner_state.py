@@ -32,8 +32,11 @@ def runner_buffers(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, 
     return (*draft_buffers(model, config), *inputs)
 
 
-def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool = True) -> tuple[LiveTensor, ...]:
-    """Made after the weights by the V2 runner: input embeddings of multimodal models, and the sampler's state.
+def sampler_buffers(
+    model: ModelSpec, config: EngineConfig, *, last_stage: bool = True, first_stage: bool = True
+) -> tuple[LiveTensor, ...]:
+    """Made after the weights by the V2 runner: input embeddings of multimodal models, the sampler's state, and what a
+    later stage receives.
 
     The largest is the count of output tokens, max_num_seqs x vocabulary x 4 bytes, for penalties.
     Source: vLLM 0.26.0 v1/worker/gpu/sample/{penalties,logit_bias,bad_words,logprob}.py, structured_outputs.py,
@@ -47,8 +50,9 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
         tensors.append(LiveTensor("input embeddings", bytes_per_token=embedding))
     if uses_mrope(model):
         tensors.append(LiveTensor("three-dimensional positions", bytes_per_token=24, constant_bytes=24))
+    received = () if first_stage else received_states(model, config)
     if not last_stage:
-        return tuple(tensors)
+        return (*tensors, *received)
     vocab = model.text.vocab_size
     mask = 4 * -(-vocab // 32)
     rows = (
@@ -64,7 +68,7 @@ def sampler_buffers(model: ModelSpec, config: EngineConfig, *, last_stage: bool 
         ("grammar rows", 4 * (config.num_speculative_tokens + 1)),
         ("grammar bitmask", mask * (config.num_speculative_tokens + 1)),
     )
-    return (*tensors, *(LiveTensor(name, bytes_per_seq=size) for name, size in rows))
+    return (*tensors, *(LiveTensor(name, bytes_per_seq=size) for name, size in rows), *received)
 
 
 def received_states(model: ModelSpec, config: EngineConfig) -> tuple[LiveTensor, ...]:

@@ -82,7 +82,8 @@ def device_figures(deployment: Deployment, stage: int, per_gpu: PerGpu) -> list[
     config, model = deployment.config, deployment.model
     tokens, seqs = config.max_num_batched_tokens, config.max_num_seqs
     last = stage == len(deployment.shares) - 1
-    buffers = [*runner_buffers(model, config), *sampler_buffers(model, config, last_stage=last)]
+    kept = sampler_buffers(model, config, last_stage=last, first_stage=stage == 0)
+    buffers = [*runner_buffers(model, config), *kept]
     large = sorted((live_part(tensor, tokens, seqs) for tensor in buffers), key=lambda part: -part.bytes)[:12]
     lines = (
         ("cuda_context_bytes", per_gpu.cuda_context_bytes),

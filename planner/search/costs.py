@@ -192,8 +192,8 @@ def engine_terms(
     `tokens` and `seqs`. Of `share` only its place and its layers count, of `thinned` the tensors."""
     peak = peak_activation_bytes(activation_stages(*thinned, config), tokens, seqs)
     state = total_bytes(runner_buffers(model, config), tokens, seqs)
-    last = share.pp_rank == share.pipeline_parallel_size - 1
-    state = state + total_bytes(sampler_buffers(model, config, last_stage=last), tokens, seqs)
+    first, last = share.pp_rank == 0, share.pp_rank == share.pipeline_parallel_size - 1
+    state = state + total_bytes(sampler_buffers(model, config, last_stage=last, first_stage=first), tokens, seqs)
     context, outside = cuda_context_bytes(model, config).value, non_torch_bytes(config)
     spread = CERTAIN if confidence == "expected" else spreads(model, share, config, weights, peak, 0, context)
     resident = context + outside + weights + state
