@@ -6,17 +6,25 @@ a change of a size, an order or a lifetime is a line of a diff (`./check tests -
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from planner.engine.args import EngineArgs
+from planner.engine.resolve import resolve
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.encoder import encoder_program, profiled_encoder
 from planner.memory.multimodal.media import media_item
 from planner.memory.multimodal.run_tower import quantizes_inputs
 from planner.memory.program import Program
+from planner.model.build import build_model
 from planner.model.modules import Linear
+from planner.sharding.shard import shard
+from planner.sources.gpu_pool import parse_gpus
+from planner.sources.model_folder import load_folder
 from tests.memory.pass_cases import check_text, program_lines, set_up
 
 TWO = {"gpus": "h200:2", "tensor_parallel_size": 2}
@@ -83,6 +91,28 @@ def test_an_encoder_call(name: str, request: pytest.FixtureRequest) -> None:
     ]
     lines = program_lines(encoder_program(model, share, config, items))
     check_text(f"encoder of {name}", lines, request)
+
+
+PIXTRAL: dict[str, Any] = {
+    "dim": 512, "n_layers": 4, "head_dim": 64, "hidden_dim": 1024, "n_heads": 8, "n_kv_heads": 2, "norm_eps": 1e-5,
+    "vocab_size": 32000, "rope_theta": 1e9, "max_position_embeddings": 8192, "dtype": "bfloat16",
+    "vision_encoder": {
+        "hidden_size": 256, "num_channels": 3, "image_size": 512, "patch_size": 16, "rope_theta": 10000.0,
+        "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4, "image_token_id": 10,
+    },
+}  # fmt: skip
+
+
+def test_a_pixtral_of_params_json(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Its tower is Mistral's own: rotation by complex numbers, one mask over the batch."""
+    (tmp_path / "params.json").write_text(json.dumps(PIXTRAL))
+    (tmp_path / "consolidated.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    model = build_model(load_folder(tmp_path, name="pixtral"))
+    config = resolve(model, parse_gpus("h200:1").gpu, EngineArgs(max_model_len=4096), "0.26.0")
+    assert model.vision is not None
+    items = [media_item(model.vision, "image", width=width, height=300) for width in (400, 200)]
+    lines = program_lines(encoder_program(model, shard(model, config), config, items))
+    check_text("encoder of pixtral of params.json", lines, request)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5 vl", "gemma 4", "llava"])

@@ -177,6 +177,21 @@ def test_windows_alone_stay_windows() -> None:
     assert group_layers({}, hybrid_manager=False) == []
 
 
+def test_a_packed_pool_reserves_the_longest_column() -> None:
+    """kv_cache_utils.py:1832 (DeepSeek-V4): windows lie in pages of the latent layers, three to a column."""
+    size = 16 * 512 * 2
+    latent = [layer(layer_name=f"l{n}", kind="mla_attention", num_kv_heads=1, head_size=512) for n in range(3)]
+    windows = [
+        layer(layer_name=f"w{n}", kind="sliding_window_mla", num_kv_heads=1, head_size=300, window=64) for n in range(2)
+    ]
+    stage = build_pool([(*latent, *windows)], engine()).stages[0]
+    assert [group.num_layers for group in stage.groups] == [3, 2]
+    assert (stage.bytes_per_block, stage.bytes_per_needed_block) == (3 * size, 3 * size)
+    lone = build_pool([(latent[0], *windows)], engine()).stages[0]
+    assert [group.num_layers for group in lone.groups] == [1, 1, 1]
+    assert (lone.bytes_per_block, lone.bytes_per_needed_block) == (size, size)
+
+
 def test_a_state_beside_latent_attention_is_padded_to_the_wider_cache() -> None:
     """Sparse latent attention has an indexer's narrower cache beside its own: 576 numbers a token are 1152 bytes."""
     latent = layer(kind="mla_attention", num_kv_heads=1, head_size=576)

@@ -113,6 +113,8 @@ def test_the_fullest_video_of_glm_leaves_room_for_an_image(length: int, beside: 
     few = rule.largest_video(length, beside, 2, 300, 200)
     assert (few.max_tokens, few.item) == (found.max_tokens, rule.video(300, 200, 2))
     assert rule.longest_video(length).tokens == fullest(length)
+    short = glm4v(max_video_frames=4, video_max_pixels=10**8, max_pixels=200_000)
+    assert (short.largest_video(10**6, beside, None, None, None).item.grid or (0,))[0] == 2
 
 
 def test_a_video_of_less_than_a_cell_is_refused_or_enlarged() -> None:

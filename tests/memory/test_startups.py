@@ -58,6 +58,25 @@ def test_a_startup(name: str, request: pytest.FixtureRequest) -> None:
     check_text(f"startup of {name}", lines, request)
 
 
+@pytest.mark.parametrize(
+    ("flags", "aside"),
+    [
+        ({"max_num_seqs": 256}, False),
+        ({"max_num_seqs": 257}, True),  # 514 tokens of prompts; the largest graph takes 512
+        ({"max_num_seqs": 257, "enforce_eager": True}, False),
+    ],
+)
+def test_steps_beyond_the_largest_graph_find_no_cached_block(
+    flags: dict[str, Any], aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(Boot, "_set_aside_pinned", lambda boot: called.append(True))
+    model, share, config = set_up(BOOT + "q25-7b-l4", **flags)
+    assert max(config.cudagraph_capture_sizes, default=512) == 512
+    Boot(model, share, config).finish([], (16,), 5000)
+    assert bool(called) is aside
+
+
 def test_graphs_of_their_own_pool_are_added() -> None:
     source, flags = STARTUPS["qwen2.5 compiled"]
     plain = Boot(*set_up(source, **flags)).finish([MIB], (16,), 100)
