@@ -143,6 +143,12 @@ def test_a_higher_percentile_needs_more():
     assert needed[4:] == sorted(set(needed[4:]))
 
 
+def test_the_first_block_is_given_to_no_request():
+    held = held_by(DENSE, fixed(10))
+    assert held.mean == 1
+    assert held.held(np.array([0, 1, 2, 3]), np.array([2048] * 4)).tolist() == [0, 0, 1, 2]
+
+
 def test_only_whole_blocks_of_a_prefix_are_shared():
     for tokens, blocks in ((15, 0), (16, 1), (1000, 62)):
         mix = fixed(1000, shared_prefix_tokens=tokens)
@@ -205,6 +211,7 @@ def test_sizes_that_serve_a_workload():
     assert sized(65, 4097) == [(65, 5120)]
     assert sized(65, 5120) == [(65, 5120)]
     assert sized(5000, 1000) == [(5000, 5120)]
+    assert sized(5120, 1000) == [(5120, 5120)]
     assert sized(16, 4097, "max_num_batched_tokens") == [(seqs, tokens) for seqs in (16, 64) for tokens in both]
     assert sized(3000, 10, "max_num_batched_tokens") == [(3000, 4096)]
     assert sized(64, 10, "max_num_seqs", pairs=[(64, 2048)]) == [(64, 2048)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
@@ -22,7 +24,7 @@ from planner.search.layouts import (
     tensor_parallel_sizes,
 )
 from planner.search.media import media_of, too_long
-from planner.search.search import all_candidates, search
+from planner.search.search import _score_of, all_candidates, search
 from planner.search.space import BATCHED_TOKENS, LENGTH_STEPS, SEQUENCES, UTILIZATIONS, SearchOptions, Workload
 from planner.search.workload import RequestMix, TokenLengths
 from planner.sources.gpu_pool import parse_gpus
@@ -117,7 +119,7 @@ def test_stages(pool, tp, layers, expected):
         ("l4:8", 2, 1, (), (4,)), ("l4:7", 2, 1, (), (3,)), ("l4:8x3", 8, 1, (), (3,)), ("l4:8", 8, 1, (), (1,)),
         ("l4:4x4", 4, 2, (), (2,)), ("l4:4x5", 4, 2, (), (2,)), ("l4:4x3", 4, 2, (), (1,)), ("l4:8", 2, 2, (), (2,)),
         ("l4:8", 1, 1, ("data-parallel",), (1, 2, 4, 8)), ("l4:6", 1, 1, ("data-parallel",), (1, 2, 3, 6)),
-        ("l4:2", 2, 1, ("data-parallel",), (1,)),
+        ("l4:2", 2, 1, ("data-parallel",), (1,)), ("l4:4", 2, 1, ("data-parallel",), (1, 2)),
     ],
 )  # fmt: skip
 def test_replicas(pool, tp, stages, vary, expected):
@@ -278,10 +280,51 @@ def test_a_default_load_prefers_vllms_own_sizes():
     assert default is not None
     assert roomy.args.max_num_seqs == min(256, default.max_num_seqs)
     assert roomy.args.max_num_batched_tokens == default.max_num_batched_tokens
+    large = search(dense(longest=2048), parse_gpus("h200:1@24GiB"), asked({"kv_cache_dtype": "auto"}), VERSION).plans[0]
+    assert large.args.max_num_seqs == 256, "of 1024 by default, which only more requests would use"
     for wanted, seqs in ((1, 1), (3, 4), (65, 96), (2000, 1024)):
         options = asked({"kv_cache_dtype": "auto", "max_model_len": 512}, load={"concurrency": wanted})
         plan = search(dense(longest=2048), parse_gpus("l4:1"), options, VERSION).plans[0]
         assert plan.args.max_num_seqs == seqs, wanted
+
+
+def test_length_decides_before_requests():
+    """Between layouts: a longer context stands before any number of requests of a shorter one."""
+    options = asked({**FIXED, "max_model_len": 4096})
+    plan = search(dense(), parse_gpus("l4:1@8GiB"), options, VERSION).plans[0]
+
+    def score(length: int, requests: int) -> float:
+        estimate = plan.estimate
+        assert estimate.engine is not None
+        engine = estimate.engine.model_copy(update={"max_model_len": length})
+        assessment = replace(plan.assessment, estimate=estimate.model_copy(update={"engine": engine}))
+        return _score_of(structs.replace(plan, assessment=assessment, concurrency=requests), options)
+
+    assert score(4096, 1) > score(4080, 5000)
+    assert score(4096, 2) > score(4096, 1)
+    assert score(8192, 1) > score(4096, 10**9)
+
+
+def test_a_device_may_be_filled_to_its_last_byte():
+    given = {**FIXED, "max_model_len": 2048, "kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.5}
+    options = asked(given, safety_margin=0.0)
+    gpus = parse_gpus("l4:1@8GiB")
+    roomy = explored(dense(), gpus, options).candidates("auto", 1, 1, 1)
+    assert roomy is not None
+    needed = int(roomy.grid.needed_device_bytes[0, 0])
+    for spare, expected in ((0, None), (-1, "device_memory")):
+        tight = gpus.model_copy(update={"gpu": gpus.gpu.model_copy(update={"total_memory_bytes": needed + spare})})
+        candidates = explored(dense(), tight, options).candidates("auto", 1, 1, 1)
+        assert candidates is not None
+        assert VERDICTS[int(candidates.grid.verdicts[0, 0, 0])] == expected
+
+
+def test_a_layout_that_a_rate_outruns_is_counted_by_its_sizes():
+    lengths = RequestMix(prompt=TokenLengths(p50=900, p95=900), output=TokenLengths(p50=100, p95=100))
+    for given, sizes in ((FIXED, 1), ({"max_num_batched_tokens": 2048, "kv_cache_dtype": "auto"}, len(SEQUENCES))):
+        options = asked(given, load={"request_rate": 1e6, "mix": lengths})
+        (refused,) = search(dense(), parse_gpus("l4:1"), options, VERSION).rejected
+        assert (refused.reason, refused.count) == ("parallelism", sizes)
 
 
 def test_the_load_of_replicas_is_shared():

@@ -104,6 +104,7 @@ def test_the_largest_budget_that_holds_is_taken():
 @pytest.mark.parametrize("concurrency", [1, 60, 900])
 def test_a_choice_is_the_layout_that_holds_most(concurrency):
     """As many engines as the cards hold, side by side; less tensor parallelism where two layouts hold as many."""
+    assert tuple(2**power for power in range(5)) == TENSOR_PARALLEL, "a machine has 16 cards at most"
     model, gpu, options = dense(), card("l4", 12), asked(concurrency)
     alone = engines(model, gpu, options)
     for choice in select(model, [gpu], options, VERSION, max_count=9, nodes=(1, 3)):

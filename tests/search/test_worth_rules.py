@@ -68,6 +68,7 @@ def test_merits_are_compared_in_steps():
     assert merits(requests=128).steps()[2] == 28
     assert [merits(requests=one).steps()[2] for one in (0, 1, 2)] == [0, 0, 4]
     assert [merits(headroom_bytes=free).steps()[5] for free in (9, 10, 59, 60)] == [0, 1, 5, 6]
+    assert [merits(tokens_per_s=rate).steps()[3] for rate in (0.5, 1.0, 1.5, 2.0)] == [0, 0, 2, 4]
     assert merits().steps(5)[5] == 6
     assert merits().steps(-6)[5] == 4
     assert merits(accuracy=3, gpus=4).exact() == (-3, 4096, 64, 1000.0, -4, 55)
@@ -168,6 +169,9 @@ def test_the_parts_that_were_asked_for():
     assert (ranks[""], ranks["eight"], ranks["four"]) == (0, 8, 16)
     assert "same" not in ranks, "it is no better than the model itself"
     assert found.recommended is not None
+    lighter = [("unquantized", "lighter", dense(1))]
+    other = analyse(model, gpus, options, VERSION, result, lambda: lighter, pareto=True, sensitive=False, variants=True)
+    assert {point.accuracy for point in other.front or () if point.variant == "lighter"} == {0}
     alone = analyse(model, gpus, options, VERSION, result, lambda: 1 // 0, pareto=True, sensitive=False, variants=False)
     assert {point.variant for point in alone.front or ()} == {""}
     assert (alone.variants, alone.sensitivity) == (None, None)
