@@ -24,7 +24,10 @@ class Value(msgspec.Struct, frozen=True, metaclass=_ValueMeta):
     @classmethod
     def checked(cls, **fields: Any) -> Self:
         """The value with these fields, each held against its type. ValueError names the first that does not fit."""
-        return msgspec.convert(fields, cls)
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
 
     def model_copy(self, *, update: Mapping[str, Any]) -> Self:
         """A copy with other values in some fields, which are not checked. It bears the name that models have."""

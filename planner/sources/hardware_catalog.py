@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from msgspec import ValidationError
-
 from planner.errors import InputError
 from planner.hardware.spec import GpuSpec
 from planner.sources.catalog_files import CatalogText, catalog_texts
@@ -123,7 +121,7 @@ def gpu_from_entry(document: Document) -> GpuSpec:
     entry.setdefault("device_name", str(entry.get("name", "")))
     try:
         spec = GpuSpec.checked(**entry)
-    except (ValidationError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InputError(f"{document.where}, line {document.line}: {_problem(error)}") from None
     for key in _POSITIVE:
         size = getattr(spec, key)
