@@ -24,7 +24,8 @@ class Projector(Struct, frozen=True, kw_only=True):
     """What turns features into embeddings. `features`: width of what it reads for each token; `inner`: its hidden
     layer, 0 for a single linear; `tp`: ranks that divide the hidden layer. `shuffles`: features are first copied into
     another order. `resamples`: MiniCPM-V's, whose keys and values for each patch are as wide as its output.
-    `each_patch`: MiniMax-M3's, which projects every patch before it merges them."""
+    `each_patch`: MiniMax-M3's, which projects every patch before it merges them. `cross_heads`: Aria's heads, whose
+    queries attend to the `sequence` patches of an image; else 0."""
 
     features: int
     inner: int
@@ -33,6 +34,8 @@ class Projector(Struct, frozen=True, kw_only=True):
     shuffles: bool
     resamples: bool
     each_patch: bool
+    cross_heads: int
+    sequence: int
 
 
 class PlainRun(Struct, frozen=True, kw_only=True):
@@ -124,8 +127,24 @@ def _project_patches(run: TowerRun, projector: Projector, tokens: int, features:
     return features
 
 
+def _cross_attend(run: TowerRun, projector: Projector, tokens: int) -> int:
+    """Aria's: PyTorch's attention of queries over the patches, with a mask, scores and their softmax written out
+    (transformers 5.14.1 models/aria/modeling_aria.py:146, torch.nn.functional.multi_head_attention_forward)."""
+    p, hidden = run.p, run.tower.hidden
+    held = [
+        run.tensor(name, hidden) for name in ("normalized patches", "keys", "values", "heads' keys", "heads' values")
+    ]
+    held += [run.tensor(name, hidden, tokens) for name in ("queries", "projected queries", "heads' queries")]
+    cells = projector.cross_heads * tokens * projector.sequence * run.tower.item
+    held += [p.alloc(f"attention {name}", constant=cells) for name in ("mask", "scores", "softmax")]
+    p.free(*held)
+    return run.tensor("embeddings", projector.output, tokens)
+
+
 def _resample(run: TowerRun, projector: Projector, tokens: int) -> int:
     """Queries attend to the patches: projected, normalized, with positions, then as keys and as values."""
+    if projector.cross_heads:
+        return _cross_attend(run, projector, tokens)
     names = ("projected patches", "normalized patches", "patches with positions", "keys", "values")
     held = [run.tensor(name, projector.output) for name in names]
     out = run.tensor("embeddings", projector.output, tokens)

@@ -18,7 +18,7 @@ from planner.memory.multimodal.tower import TowerRun
 from planner.memory.program import Program
 from planner.model.modules import Linear, Module, QKVLinear
 from planner.model.spec import ModelSpec
-from planner.model.vision_spec import DynamicPatches, Encoder, LongestEdge, Tiles, VisionSpec
+from planner.model.vision_spec import DynamicPatches, Encoder, FixedSize, LongestEdge, Tiles, VisionSpec
 from planner.once import once
 from planner.sharding.rank import RankShare, Tensor
 from planner.values import DTYPE_BYTES
@@ -119,7 +119,10 @@ def run_tower(
 
 def _masked_tiles(p: Program, vision: VisionSpec, items: Sequence[MediaItem], item: int) -> list[int]:
     """Idefics 3's mask of each pixel, in 64 bits, and copies of pixels and mask without padding tiles
-    (vLLM 0.26.0 model_executor/models/idefics3.py:505)."""
+    (vLLM 0.26.0 model_executor/models/idefics3.py:505); Aria's mask in bytes."""
+    if vision.family == "Aria" and isinstance(vision.image, FixedSize):
+        size = vision.image.image_size
+        return [p.alloc("pixel mask", constant=sum(entry.sequences for entry in items) * size**2)]
     if vision.family != "Idefics3" or not isinstance(vision.image, Tiles):
         return []
     cells = sum(entry.sequences for entry in items) * vision.image.image_size**2
@@ -210,6 +213,8 @@ def _projector(
         each_patch=vision.family == "MiniMaxM3",
         shuffles=merged > 1,
         resamples=vision.family in ("MiniCPMV", "Aria"),
+        cross_heads=encoder.num_heads if vision.family == "Aria" else 0,
+        sequence=patches // sum(item.sequences for item in items),
     )
 
 
