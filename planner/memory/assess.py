@@ -122,7 +122,7 @@ def assess_deployment(
             config = fitted
     except Rejected as refused:
         rejection = refused.rejection
-    if min(available) > 0 and config.max_model_len > 0:
+    if (min(available) > 0 or pool.num_gpu_blocks_override is not None) and config.max_model_len > 0:
         blocks = num_blocks(pool, available)
     fullest = min(range(len(terms)), key=lambda stage: (available[stage], -terms[stage].weights_memory_bytes))
     retained = [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from planner import api
 from planner.engine.args import EngineArgs
 from planner.memory.assess import Assessment, assess, available_kv_cache_bytes, requested_memory_bytes
 from planner.memory.intervals import CERTAIN, Spread, Spreads
@@ -240,3 +241,17 @@ def test_media_beyond_the_card_are_warned_of() -> None:
     assert any("full media batch needs" in warning for warning in tight.warnings)
     assert any("makes that" in warning for warning in tight.warnings)
     assert not any("full media batch needs" in warning for warning in room.warnings)
+
+
+def test_an_override_of_blocks_stands_in_for_measured_memory() -> None:
+    """vLLM plans by the override even where its budget leaves less than nothing (v1/core/kv_cache_utils.py:2101)."""
+    request = api.Request(model="Qwen/Qwen2.5-7B-Instruct", gpus="l4:1", offline=True)
+    flags = EngineArgs(max_model_len=2048, gpu_memory_utilization=0.6)
+    without = api.estimate(request.model_copy(update={"args": flags})).estimate
+    given = flags.model_copy(update={"num_gpu_blocks_override": 512})
+    found = api.estimate(request.model_copy(update={"args": given})).estimate
+    assert without.per_gpu is not None
+    assert without.per_gpu.available_kv_cache_bytes < 0
+    assert (without.verdict, found.verdict) == ("rejected", "starts")
+    assert found.kv_cache is not None
+    assert found.kv_cache.num_gpu_blocks == 512
