@@ -253,6 +253,9 @@ def features(exact: Rows, measured: Rows) -> str:
     cache_dtypes = Counter(case["config"]["kv_cache_dtype"] for case in pool)
     media = json.loads((TESTS / "data" / "media_measured.json").read_text())["runtime"]
     peaks = sum(len(values) for values in media.values())
+    more = json.loads((TESTS / "data" / "memory" / "more_boots.json").read_text())["boots"]
+    towers = [boot["encoder"] for boot in more if "encoder" in boot]
+    drafted = Counter(boot["speculative_config"]["method"] for boot in more if "speculative_config" in boot)
     adapters = json.loads((TESTS / "data" / "memory" / "adapter_boots.json").read_text())["boots"]
 
     def having(rows: Rows, **wanted: Any) -> int:
@@ -277,19 +280,23 @@ def features(exact: Rows, measured: Rows) -> str:
         "`--mm-encoder-tp-mode data`": evidence(flagged("--mm-encoder-tp-mode data"), 0),
         "`--data-parallel-size`, `--decode-context-parallel-size`": DERIVED,
         "KV cache groups, pages, blocks": evidence(len(pool), len(measured)),
-        "`--kv-cache-dtype`, other than auto": evidence(len(pool) - cache_dtypes["auto"], 0)
+        "`--kv-cache-dtype`, other than auto": evidence(
+            len(pool) - cache_dtypes["auto"], having(measured, kv_cache_dtype=lambda value: value not in ("", "auto"))
+        )
         + " ("
         + ", ".join(sorted(name for name in cache_dtypes if name != "auto"))
         + ")",
         "activation peak, eager": evidence(0, eager),
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
-        "run-time peak of a vision encoder": f"measured: {peaks} batches of {len(media)} models; else {DERIVED}",
-        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora'))}; else {DERIVED}, for {len(TRAITS)} architectures; "
+        "run-time peak of a vision encoder": f"measured: {peaks + sum(map(len, towers))} batches of "
+        f"{len(media) + len(towers)} models; else {DERIVED}",
+        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora') + sum('enable_lora' in boot['args'] for boot in more))}; else {DERIVED}, for {len(TRAITS)} architectures; "
         f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other than 0.26.0",
-        "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config'))}; a dense `draft_model`: "
-        f"{evidence(0, sum('draft' in boot for boot in adapters))}; `suffix`, and `eagle` and `eagle3` heads of "
-        f"Llama's kind, and `mtp` of {', '.join(f'`{name}`' for name in PREDICTING)}: {DERIVED}; other drafts are not "
-        "supported",
+        "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config') + drafted['ngram'])}; "
+        f"a dense `draft_model`: {evidence(0, sum('draft' in boot for boot in adapters))}; heads of Llama's kind, "
+        f"`eagle`: {evidence(0, drafted['eagle'])}, `eagle3`: {evidence(0, drafted['eagle3'])}; `mtp` of "
+        f"{', '.join(f'`{name}`' for name in PREDICTING)}: {evidence(0, drafted['mtp'])}; `suffix`: {DERIVED}; other "
+        "drafts are not supported",
         "AMD and other accelerators": "not supported",
     }
     return "## Features\n\n" + table(("feature", "evidence"), parallel.items())
