@@ -161,7 +161,7 @@ class Demands:
             latency = prompt / (prefill * speed) + output * step / (1 - busy)
             if rate * latency <= requests:
                 return requests
-            requests = max(requests + 1, min(ceil(rate * latency), requests * 2))
+            requests = min(ceil(rate * latency), requests * 2)
         return None
 
 

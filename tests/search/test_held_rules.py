@@ -146,7 +146,7 @@ def test_a_higher_percentile_needs_more():
 def test_the_first_block_is_given_to_no_request():
     held = held_by(DENSE, fixed(10))
     assert held.mean == 1
-    assert held.held(np.array([0, 1, 2, 3]), np.array([2048] * 4)).tolist() == [0, 0, 1, 2]
+    assert held.held(np.array([0, 1, 2, 3, 5001]), np.array([2048] * 5)).tolist() == [0, 0, 1, 2, 5000]
 
 
 def test_only_whole_blocks_of_a_prefix_are_shared():
