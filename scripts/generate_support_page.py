@@ -255,6 +255,7 @@ def features(exact: Rows, measured: Rows) -> str:
     peaks = sum(len(values) for values in media.values())
     more = json.loads((TESTS / "data" / "memory" / "more_boots.json").read_text())["boots"]
     towers = [boot["encoder"] for boot in more if "encoder" in boot]
+    adapted = sum("enable_lora" in boot["args"] for boot in more)
     drafted = Counter(boot["speculative_config"]["method"] for boot in more if "speculative_config" in boot)
     adapters = json.loads((TESTS / "data" / "memory" / "adapter_boots.json").read_text())["boots"]
 
@@ -290,7 +291,7 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks + sum(map(len, towers))} batches of "
         f"{len(media) + len(towers)} models; else {DERIVED}",
-        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora') + sum('enable_lora' in boot['args'] for boot in more))}; else {DERIVED}, for {len(TRAITS)} architectures; "
+        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora') + adapted)}; else {DERIVED}, for {len(TRAITS)} architectures; "
         f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other than 0.26.0",
         "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config') + drafted['ngram'])}; "
         f"a dense `draft_model`: {evidence(0, sum('draft' in boot for boot in adapters))}; heads of Llama's kind, "
