@@ -291,8 +291,9 @@ def features(exact: Rows, measured: Rows) -> str:
         "activation peak and memory of CUDA graphs, compiled": evidence(0, len(measured) - eager),
         "run-time peak of a vision encoder": f"measured: {peaks + sum(map(len, towers))} batches of "
         f"{len(media) + len(towers)} models; else {DERIVED}",
-        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora') + adapted)}; else {DERIVED}, for {len(TRAITS)} architectures; "
-        f"vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other than 0.26.0",
+        "`--enable-lora`": f"{evidence(0, with_flag('enable_lora') + adapted)}; else {DERIVED}, for {len(TRAITS)} "
+        f"architectures; vLLM refuses {len(REFUSING)}; not supported on quantized experts, towers and releases other "
+        "than 0.26.0",
         "`--speculative-config`": f"`ngram`: {evidence(0, with_flag('speculative_config') + drafted['ngram'])}; "
         f"a dense `draft_model`: {evidence(0, sum('draft' in boot for boot in adapters))}; heads of Llama's kind, "
         f"`eagle`: {evidence(0, drafted['eagle'])}, `eagle3`: {evidence(0, drafted['eagle3'])}; `mtp` of "
