@@ -260,6 +260,15 @@ def test_littles_law_at_the_slow_and_the_fast_end():
     assert found.interval[0] < found.requests
 
 
+def test_a_rate_that_only_a_fast_engine_keeps_up_with_is_refused():
+    from planner.search.roofline import engine_load, prefill_tokens_per_s
+
+    prefill = prefill_tokens_per_s(engine_load(DENSE), DENSE.gpus.gpu, DENSE.config.dtype)
+    assert prefill is not None
+    assert isinstance(demand(fixed(1000, 1), request_rate=0.6 * prefill / 1000), LayoutDemand)
+    assert isinstance(demand(fixed(1000, 1), request_rate=0.7 * prefill / 1000), Rejection)
+
+
 def test_a_slow_rate_needs_one_request():
     found = demand(fixed(1000, 200), request_rate=0.001)
     assert isinstance(found, LayoutDemand)

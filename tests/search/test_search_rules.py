@@ -305,6 +305,16 @@ def test_length_decides_before_requests():
     assert score(8192, 1) > score(4096, 10**9)
 
 
+def test_more_requests_run_only_as_sequences_let_them():
+    """For the concurrency objective: what replicas hold, or their sequences where those are fewer."""
+    options = asked({**FIXED, "max_model_len": 4096}, objective="concurrency")
+    plan = search(dense(), parse_gpus("l4:2@8GiB"), options, VERSION).plans[0]
+    assert plan.args.data_parallel_size == 2
+    assert plan.concurrency > 32
+    assert _score_of(plan, options) == 32
+    assert _score_of(structs.replace(plan, concurrency=31), options) == 31
+
+
 def test_a_device_may_be_filled_to_its_last_byte():
     given = {**FIXED, "max_model_len": 2048, "kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.5}
     options = asked(given, safety_margin=0.0)

@@ -227,6 +227,23 @@ def test_operations_of_a_token_by_hand():
     assert len(modules) == 96
 
 
+def test_experts_without_a_gate_multiply_two_matrices():
+    """Nemotron 3 Nano: 23 layers of 6 of 128 experts of 1856, squared ReLU."""
+    model = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+    found = engine_load(deployed(model, "h200:2", tensor_parallel_size=2))
+    experts = [module for module in deployed(model).model.modules if isinstance(module, FusedMoE)]
+    assert {(module.top_k, module.intermediate_size, module.gated) for module in experts} == {(6, 1856, False)}
+    assert found.routed_flops == 23 * 2 * 6 * 2 * 2688 * 1856
+
+
+def test_the_fullest_stage_counts():
+    """Of two stages of experts, whichever comes first."""
+    deployment = deployed(EXPERTS, "h200:2", pipeline_parallel_size=2)
+    found = engine_load(deployment)
+    turned = engine_load(replace(deployment, shares=deployment.shares[::-1]))
+    assert (found.dense_bytes, found.expert_bytes) == (turned.dense_bytes, turned.expert_bytes)
+
+
 def test_gated_attention_multiplies_a_gate_of_its_queries():
     """Qwen3-Next: half of what q_proj gives is a gate; 12 of 48 layers attend, with 16 heads of 256 and 2 of keys."""
     spec = deployed("Qwen/Qwen3-Next-80B-A3B-Instruct", "h200:4", tensor_parallel_size=4).model

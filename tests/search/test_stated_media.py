@@ -21,6 +21,7 @@ from planner.search.media import (
     with_media_limits,
     with_media_room,
 )
+from planner.search.search import search
 from planner.search.space import SearchOptions, Workload
 from planner.sources.gpu_pool import parse_gpus
 from planner.sources.load import load_model
@@ -132,6 +133,20 @@ def test_a_batch_takes_the_largest_item_or_says_which_would(qwen):
     assert by_item[1] == wide
     assert refused_media(tight, asked()) is None
     assert refused_media(tight, asked(images=1)) is None
+
+
+def test_images_that_are_too_long_at_first_may_fit_when_shrunk(qwen):
+    """Of the bounds on pixels that a search tries, those count under which a request fits the length."""
+    given = {"max_model_len": 1200, "max_num_seqs": 8, "max_num_batched_tokens": 2048, "kv_cache_dtype": "auto"}
+    shrunk = asked(given, images=1).model_copy(update={"vary": ("pixels",)})
+    pool = parse_gpus("l20:1")
+    plans = search(qwen, pool, shrunk, "0.26.0").plans
+    assert plans
+    bounds = {json.loads(plan.args.mm_processor_kwargs or "{}")["max_pixels"] for plan in plans}
+    assert bounds <= {1036 * 1036 // 2, 1036 * 1036 // 4}
+    refused = search(qwen, pool, asked(given, images=1), "0.26.0")
+    assert not refused.plans
+    assert [count.reason for count in refused.rejected] == ["max_model_len"]
 
 
 def test_sizes_that_serve_the_media(qwen):
