@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from planner.memory import forward
+from planner.memory import forward, forward_parts
 from planner.memory.device import Boot
 from planner.memory.layers import decoder_layers
 from planner.memory.repeats import representatives
@@ -40,7 +40,7 @@ def test_a_whole_model_replays_as_all_its_layers_do(name: str, monkeypatch: pyte
         return replayed.peak_activation_bytes, replayed.finish([2**30] * 4, (config.block_size,), 1000)
 
     short = reserved()
-    monkeypatch.setattr(forward, "replayed_layers", decoder_layers)
+    monkeypatch.setattr(forward_parts, "replayed_layers", decoder_layers)
     assert reserved() == short
 
 
