@@ -98,6 +98,13 @@ class ConfigView:
             raise InputError(f"{self.where}: {key} must be a number, found {_short(value)}")
         return float(value)
 
+    def fraction(self, key: str, default: float | None = None) -> float:
+        """A number above 0 and at most 1."""
+        value = self.number(key, default)
+        if not 0 < value <= 1:
+            raise InputError(f"{self.where}: {key} must be above 0 and at most 1, found {value}")
+        return value
+
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.raw(key, default)
         if not isinstance(value, bool):

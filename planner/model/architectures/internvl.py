@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from planner.errors import InputError
 from planner.model.architectures.blocks import Architecture, norm
 from planner.model.architectures.llava import PREFIXES
 from planner.model.architectures.text_part import language_model
@@ -38,7 +39,7 @@ def internvl_chat(config: ConfigView) -> Architecture:
         image_size=image_size,
         patch_size=vision.size("patch_size"),
         patches=patch_grid(vision) ** 2,
-        tokens=int((image_size // vision.size("patch_size")) ** 2 * config.number("downsample_ratio", 0.5) ** 2),
+        tokens=_tokens(config, image_size, vision.size("patch_size")),
         min_tiles=config.size("min_dynamic_patch", 1) if dynamic else 1,
         max_tiles=config.size("max_dynamic_patch", 1) if dynamic else 1,
         thumbnail=config.flag("use_thumbnail"),
@@ -135,7 +136,7 @@ def internvl(config: ConfigView) -> Architecture:
         image_size=image_size,
         patch_size=patch,
         patches=(image_size // patch) ** 2,
-        tokens=int((image_size // patch) ** 2 * config.number("downsample_ratio", 0.5) ** 2),
+        tokens=_tokens(config, image_size, patch),
         min_tiles=settings.size("min_patches", 1),
         max_tiles=settings.size("max_patches", 12),
         thumbnail=True,
@@ -148,4 +149,12 @@ def internvl(config: ConfigView) -> Architecture:
 
 
 def _merged_width(config: ConfigView, vision: ConfigView) -> int:
-    return vision.size("hidden_size") * int(1 / config.number("downsample_ratio", 0.5)) ** 2
+    return vision.size("hidden_size") * int(1 / config.fraction("downsample_ratio", 0.5)) ** 2
+
+
+def _tokens(config: ConfigView, side: int, patch: int) -> int:
+    """Tokens of one square image."""
+    tokens = int((side // patch) ** 2 * config.fraction("downsample_ratio", 0.5) ** 2)
+    if tokens < 1:
+        raise InputError(f"{config.where}: an image of {side} pixels in patches of {patch} leaves no token")
+    return tokens

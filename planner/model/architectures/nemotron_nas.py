@@ -83,4 +83,7 @@ def _width(ffn: ConfigView, hidden: int) -> int | None:
         return None
     if "ffn_mult" not in ffn:
         return ffn.size("intermediate_size")
-    return -(-int(2 * ffn.number("ffn_mult") * hidden / 3) // 256) * 256
+    width = -(-int(2 * ffn.number("ffn_mult") * hidden / 3) // 256) * 256
+    if width < 1:
+        raise InputError(f"{ffn.where}: ffn_mult must be above 0, found {ffn.number('ffn_mult')}")
+    return width

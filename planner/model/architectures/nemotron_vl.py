@@ -22,7 +22,7 @@ def nemotron_nano_vl(config: ConfigView) -> Architecture:
     key = "llm_config" if isinstance(config.data.get("llm_config"), dict) else "text_config"
     text = nemotron_h(text_view(config, "nemotron_h", key), "language_model.")
     vision, output = config.section("vision_config"), text.text.hidden_size
-    merged = config.size("vit_hidden_size") * round(1 / config.number("downsample_ratio")) ** 2
+    merged = config.size("vit_hidden_size") * round(1 / config.fraction("downsample_ratio")) ** 2
     inner = config.size("projector_hidden_size")
     modules = radio(vision, "vision_model")
     modules += norm("mlp1.0", merged, "every") + weight("mlp1.1", inner, merged) + weight("mlp1.3", output, inner)

@@ -86,7 +86,7 @@ def eagle2_5_vl(config: ConfigView) -> Architecture:
     vision = config.section("vision_config", _SIGLIP)
     select = config.raw("select_layer", -1)
     depth = vision.layers("num_hidden_layers") + select + 1 if select < 0 else select + 1
-    ratio = config.number("downsample_ratio", 0.5)
+    ratio = config.fraction("downsample_ratio", 0.5)
     width, output = vision.size("hidden_size") * int(1 / ratio) ** 2, text.text.hidden_size
     projector = norm("mlp1.0", width, "every", bias=True)
     projector += weight("mlp1.1", output, width, bias=True) + weight("mlp1.3", output, output, bias=True)
