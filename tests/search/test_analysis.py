@@ -15,6 +15,7 @@ from planner.search.search import search
 from planner.search.sensitivity import sensitivity
 from planner.search.space import SearchOptions, Workload
 from planner.sources.gpu_pool import parse_gpus
+from tests.search.small_models import experts
 
 VERSION = "0.26.0"
 
@@ -26,16 +27,6 @@ def dense(layers: int = 8, **more: object) -> ModelSpec:
         "max_position_embeddings": 65536, "torch_dtype": "bfloat16", "hidden_act": "silu", **more,
     }  # fmt: skip
     return build_model(ModelFiles(name="dense", config=config))
-
-
-def moe() -> ModelSpec:
-    config = {
-        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 1024,
-        "intermediate_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 4, "num_key_value_heads": 8,
-        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "max_position_embeddings": 32768,
-        "torch_dtype": "bfloat16", "hidden_act": "silu",
-    }  # fmt: skip
-    return build_model(ModelFiles(name="moe", config=config))
 
 
 def test_each_difference_is_that_of_two_estimates():
@@ -139,9 +130,9 @@ def test_replicas_and_stages_of_a_pool():
     assert [data_parallel_sizes(pool, options, dense(), tp, 1) for tp in (1, 2, 8)] == [(16,), (8,), (2,)]
     assert data_parallel_sizes(pool, options, dense(), 8, 2) == (1,)
     assert data_parallel_sizes(parse_gpus("l4:3"), options, dense(), 2, 1) == (1,)
-    assert data_parallel_sizes(pool, options, moe(), 2, 1) == (1,)
+    assert data_parallel_sizes(pool, options, experts(), 2, 1) == (1,)
     wide = SearchOptions(vary=("data-parallel",))
-    assert data_parallel_sizes(pool, wide, moe(), 8, 1) == (1, 2)
+    assert data_parallel_sizes(pool, wide, experts(), 8, 1) == (1, 2)
     assert pipeline_parallel_sizes(pool, 8, dense()) == (2,)
     fixed = SearchOptions(args=EngineArgs(tensor_parallel_size=2), given=("tensor_parallel_size",))
     assert data_parallel_sizes(pool, fixed, dense(), 2, 1) == (1,)
@@ -151,14 +142,14 @@ def test_what_is_varied():
     assert engine_updates(dense(), SearchOptions()) == ({},)
     eager = engine_updates(dense(), SearchOptions(vary=("eager", "expert-parallel")))
     assert eager == ({}, {"enforce_eager": True})
-    assert {"enable_expert_parallel": True} in engine_updates(moe(), SearchOptions(vary=("expert-parallel",)))
+    assert {"enable_expert_parallel": True} in engine_updates(experts(), SearchOptions(vary=("expert-parallel",)))
     given = SearchOptions(vary=("block-size",), args=EngineArgs(block_size=32), given=("block_size",))
     assert engine_updates(dense(), given) == ({},)
 
 
 def test_expert_parallel_replicas_split_the_experts():
     gpus, options = parse_gpus("l4:2"), SearchOptions(vary=("expert-parallel", "data-parallel"), max_plans=50)
-    plans = search(moe(), gpus, options, VERSION).plans
+    plans = search(experts(), gpus, options, VERSION).plans
     layouts = {
         (plan.args.tensor_parallel_size, plan.args.data_parallel_size, plan.args.enable_expert_parallel): plan
         for plan in plans

@@ -20,23 +20,14 @@ from planner.search.plan import Plan
 from planner.search.recommend import recommendations
 from planner.search.search import search
 from planner.search.sensitivity import sensitivity
-from planner.search.space import SearchOptions, Workload
+from planner.search.space import SearchOptions
 from planner.search.workload import RequestMix, TokenLengths
 from planner.sources.gpu_pool import parse_gpus
 from planner.sources.load import load_model
+from tests.search.small_models import asked, dense, experts
 
 VERSION = "0.26.0"
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
-
-
-def dense(layers: int = 4, heads: int = 8, kv_heads: int = 4, **more: object) -> ModelSpec:
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": heads * 128,
-        "intermediate_size": heads * 512, "num_attention_heads": heads, "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads, "vocab_size": 32000, "max_position_embeddings": 32768,
-        "torch_dtype": "bfloat16", "hidden_act": "silu", **more,
-    }  # fmt: skip
-    return build_model(ModelFiles(name="dense", config=config))
 
 
 def windowed() -> ModelSpec:
@@ -50,23 +41,8 @@ def windowed() -> ModelSpec:
     return build_model(ModelFiles(name="windowed", config=config))
 
 
-def experts() -> ModelSpec:
-    config = {
-        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 1024,
-        "intermediate_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 4, "num_key_value_heads": 8,
-        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "max_position_embeddings": 32768,
-        "torch_dtype": "bfloat16", "hidden_act": "silu",
-    }  # fmt: skip
-    return build_model(ModelFiles(name="experts", config=config))
-
-
 def sees() -> ModelSpec:
     return build_model(load_model(str(CONFIGS / "Qwen__Qwen2.5-VL-7B-Instruct")))
-
-
-def asked(given: dict[str, Any] | None = None, load: dict[str, Any] | None = None, **more: Any) -> SearchOptions:
-    given = given or {}
-    return SearchOptions(args=EngineArgs(**given), given=tuple(given), workload=Workload(**(load or {})), **more)
 
 
 def mix(**more: Any) -> RequestMix:

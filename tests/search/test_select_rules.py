@@ -11,8 +11,7 @@ from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool, GpuSpec
 from planner.memory.assess import assess
 from planner.memory.kv_capacity import whole_requests
-from planner.model.build import build_model
-from planner.model.spec import ModelFiles, ModelSpec
+from planner.model.spec import ModelSpec
 from planner.search.search import search
 from planner.search.select import Choice, select
 from planner.search.select_judge import TENSOR_PARALLEL, EngineFit, Judge, best_budget, judge_of
@@ -20,18 +19,9 @@ from planner.search.space import UTILIZATIONS, SearchOptions, Workload
 from planner.sources.hardware_catalog import load_hardware_catalog
 from planner.units import GIB, MIB
 from planner.values import Rejection
+from tests.search.small_models import dense
 
 VERSION = "0.26.0"
-
-
-def dense(layers: int = 4, heads: int = 8, kv_heads: int = 4, **more: object) -> ModelSpec:
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": heads * 128,
-        "intermediate_size": heads * 512, "num_attention_heads": heads, "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads, "vocab_size": 32000, "max_position_embeddings": 32768,
-        "torch_dtype": "bfloat16", "hidden_act": "silu", **more,
-    }  # fmt: skip
-    return build_model(ModelFiles(name="dense", config=config))
 
 
 def card(name: str, gib: int | None = None) -> GpuSpec:

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 
-from planner.engine.args import EngineArgs
 from planner.hardware.spec import GpuPool
 from planner.memory.assess import assess
-from planner.model.build import build_model
-from planner.model.spec import ModelFiles, ModelSpec
+from planner.model.spec import ModelSpec
 from planner.search.analysis import analyse
 from planner.search.near_misses import near_misses
 from planner.search.pareto import Merits, front, labelled, point_of, speed_of, unbeaten
@@ -18,38 +16,11 @@ from planner.search.plan import SearchResult
 from planner.search.recommend import recommendations
 from planner.search.search import search
 from planner.search.sensitivity import sensitivity
-from planner.search.space import BATCHED_TOKENS, SearchOptions, Workload
+from planner.search.space import BATCHED_TOKENS, SearchOptions
 from planner.sources.gpu_pool import parse_gpus
+from tests.search.small_models import FIXED, asked, dense, experts
 
 VERSION = "0.26.0"
-
-
-def dense(layers: int = 4, heads: int = 8, kv_heads: int = 4, longest: int = 32768) -> ModelSpec:
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": heads * 128,
-        "intermediate_size": heads * 512, "num_attention_heads": heads, "num_hidden_layers": layers,
-        "num_key_value_heads": kv_heads, "vocab_size": 32000, "max_position_embeddings": longest,
-        "torch_dtype": "bfloat16", "hidden_act": "silu",
-    }  # fmt: skip
-    return build_model(ModelFiles(name="dense", config=config))
-
-
-def experts() -> ModelSpec:
-    config = {
-        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 1024,
-        "intermediate_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 4, "num_key_value_heads": 8,
-        "num_local_experts": 8, "num_experts_per_tok": 2, "vocab_size": 32000, "max_position_embeddings": 32768,
-        "torch_dtype": "bfloat16", "hidden_act": "silu",
-    }  # fmt: skip
-    return build_model(ModelFiles(name="experts", config=config))
-
-
-FIXED = {"max_num_seqs": 16, "max_num_batched_tokens": 2048, "kv_cache_dtype": "auto"}
-
-
-def asked(given: dict[str, Any] | None = None, load: dict[str, Any] | None = None, **more: Any) -> SearchOptions:
-    given = given or {}
-    return SearchOptions(args=EngineArgs(**given), given=tuple(given), workload=Workload(**(load or {})), **more)
 
 
 def merits(**more: Any) -> Merits:
