@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -12,26 +10,16 @@ from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
-from planner.hardware.spec import GpuSpec
 from planner.memory.multimodal.budget import encoder_budget
 from planner.memory.multimodal.media import largest_items, media_item
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles, ModelSpec
-from planner.units import GIB
-
-CONFIGS = Path(__file__).parent.parent / "data" / "served_configs.json"
-H200 = GpuSpec(
-    name="h200",
-    device_name="NVIDIA H200",
-    compute_capability=(9, 0),
-    total_memory_bytes=int(139.8 * GIB),
-    memory_evidence="user",
-)
+from tests.served import CONFIGS, H200
 
 
 @cache
 def model_of(name: str) -> ModelSpec:
-    return build_model(ModelFiles(name=name, config=json.loads(CONFIGS.read_text())[name]))
+    return build_model(ModelFiles(name=name, config=CONFIGS[name]))
 
 
 def configured(name: str) -> EngineConfig:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,26 +10,14 @@ import pytest
 from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
 from planner.errors import UnsupportedError
-from planner.hardware.spec import GpuSpec
 from planner.memory.assess import assess
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
 from planner.sources.gpu_pool import parse_gpus
-from planner.units import GIB
 from planner.values import Rejected
-
-CONFIGS: dict[str, dict[str, Any]] = json.loads(
-    (Path(__file__).parent.parent / "data" / "served_configs.json").read_text()
-)
-H200 = GpuSpec(
-    name="h200",
-    device_name="NVIDIA H200",
-    compute_capability=(9, 0),
-    total_memory_bytes=int(139.8 * GIB),
-    memory_evidence="user",
-)
+from tests.served import CONFIGS, H200
 
 
 def share(name: str, tp: int = 1, length: int = 2048, **keys: Any) -> RankShare:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from math import pi, prod
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,24 +10,12 @@ import pytest
 from planner.engine.args import EngineArgs
 from planner.engine.resolve import resolve
 from planner.errors import InputError, UnsupportedError
-from planner.hardware.spec import GpuSpec
 from planner.model.build import build_model
 from planner.model.spec import ModelFiles, ModelSpec
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
-from planner.units import GIB
 from planner.values import Rejected
-
-CONFIGS: dict[str, dict[str, Any]] = json.loads(
-    (Path(__file__).parent.parent / "data" / "served_configs.json").read_text()
-)
-H200 = GpuSpec(
-    name="h200",
-    device_name="NVIDIA H200",
-    compute_capability=(9, 0),
-    total_memory_bytes=int(139.8 * GIB),
-    memory_evidence="user",
-)
+from tests.served import CONFIGS, H200
 
 
 def model_of(name: str, **keys: Any) -> ModelSpec:

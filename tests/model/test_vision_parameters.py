@@ -10,23 +10,15 @@ import pytest
 from planner.engine.args import EngineArgs
 from planner.engine.config import EngineConfig
 from planner.engine.resolve import resolve
-from planner.hardware.spec import GpuSpec
 from planner.model.build import build_model
 from planner.model.modules import Linear, QKVLinear
 from planner.model.spec import ModelFiles, ModelSpec
 from planner.sharding.rank import RankShare
 from planner.sharding.shard import shard
-from planner.units import GIB
 from planner.values import Rejected
+from tests.served import H200
 
 TESTS = Path(__file__).parent.parent
-H200 = GpuSpec(
-    name="h200",
-    device_name="NVIDIA H200",
-    compute_capability=(9, 0),
-    total_memory_bytes=int(139.8 * GIB),
-    memory_evidence="user",
-)
 
 
 def golden() -> list[dict[str, str]]:
